@@ -1,0 +1,131 @@
+"""The plain data that crosses between the engine and the viewers' side. No torch here.
+
+Frames are numpy arrays (frames, height, width, 3), uint8, RGB.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+KEYS = frozenset("wasdijkl")
+"""W A S D walk forward, left, back, right; I K look up, down; J L turn left, right."""
+
+MAX_PROMPT_CHARACTERS = 2000
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class World:
+    """What an engine that is ready offers: sizes in pixels, rates in frames a second.
+
+    `slots` is how many sessions may be live at once: what was asked for or what prewarm found the
+    machine to carry, whichever is less; `limit` says in a sentence why it is less, else is empty.
+    `chunk_seconds` is the measured least time of one chunk for 1, 2, ... live slots.
+    """
+
+    preset: str
+    width: int
+    height: int
+    fps: int
+    slots: int
+    chunk_frames: int
+    first_chunk_frames: int
+    chunk_seconds: tuple[float, ...] = ()
+    schedule: str = "turns"
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """Everything a session starts from; with the controls that follow it determines every frame.
+
+    `image` is an encoded picture (PNG, JPEG, WebP) that becomes the first frame, or None. `script`
+    is a recorded walk: the keys held in each video frame from the first; while it lasts it stands in
+    for the keys of the controls.
+    """
+
+    session: str
+    prompt: str
+    seed: int
+    image: bytes | None = None
+    script: tuple[frozenset[str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        check_seed(self.seed)
+        check_keys(frozenset().union(*self.script))
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a viewer holds down now, and a new prompt or None for "as before".
+
+    `sequence` is the number of the newest message that this state includes; the chunk that obeys
+    it carries the same number.
+    """
+
+    sequence: int = 0
+    keys: frozenset[str] = frozenset()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_keys(self.keys)
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+
+    def then(self, newer: "Control") -> "Control":
+        """The control that replaces this one while its chunk has not begun: newest of everything."""
+        prompt = self.prompt if newer.prompt is None else newer.prompt
+        return Control(max(self.sequence, newer.sequence), newer.keys, prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """One chunk of one session, ready to show.
+
+    `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
+    the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not;
+    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...).
+    """
+
+    session: str
+    index: int
+    first_frame: int
+    frames: np.ndarray
+    sequence: int = 0
+    scene: str = ""
+    unknown_words: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The engine gave up one session; `reason` is a sentence for its viewer."""
+
+    session: str
+    reason: str
+
+
+class WorldFull(Exception):
+    """Every slot is taken; the caller keeps the viewer in line."""
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError unless 1 <= length <= MAX_PROMPT_CHARACTERS and something but space is in it."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("the prompt is empty: say in a few words what to see, such as 'a snowy forest at night'")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are taken")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is an int with 0 <= seed <= MAX_SEED."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"the seed is {seed!r}; it must be a whole number from 0 to {MAX_SEED}")
+
+
+def check_keys(keys: frozenset[str]) -> None:
+    """Raise ValueError naming the keys that do not exist and those that do."""
+    unknown = sorted(str(key) for key in set(keys) - KEYS)
+    if unknown:
+        raise ValueError(f"no such key: {', '.join(unknown)}; the keys are {' '.join(sorted(KEYS))}")

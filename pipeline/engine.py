@@ -1,0 +1,477 @@
+"""The engine: one model, a few slots, a chunk at a time.
+
+B slots in the step, C latent channels, T latent frames in a chunk, h w latent height and width,
+N video frames in a chunk, H W frame height and width.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World
+from pipeline.conditioning import ImageConditioning, read_image
+from pipeline.cores import Shares, available_cores
+from pipeline.kv_cache import KVCache
+from pipeline.load import Parts, load_parts
+from pipeline.presets import Preset, find_preset
+from pipeline.sampler import CONTEXT, denoise_chunk, noise
+from pipeline.slots import Slot, Slots
+from pipeline.steering import Steering
+from pipeline.stopwatch import Stopwatch
+from pipeline.transformer import CameraTerms
+
+CONTEXT_PASS = -1
+"""The index of the clean timestep among the time embeddings, which hold it last."""
+SCHEDULES = ("auto", "batch", "turns", "parallel")
+GLOBAL_CONTEXT = 21
+"""Latent frames that a preset without a window keeps unless told otherwise."""
+WARM_PROMPT = "a meadow"
+TIMED_CHUNKS = 5
+CROWDED = 0.7
+"""The share of a chunk's playing time from which on a machine has little rest."""
+
+
+class Frames(NamedTuple):
+    """A chunk on its way to the host: (N, H, W, 3) uint8, and whether its latents were finite numbers."""
+
+    pixels: Tensor
+    finite: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Engine:
+    """Makes the streams of all live sessions; constructed once, for many sessions. One thread, blocking.
+
+    `schedule` is how several live slots share a step: as one "batch", in "turns", on a CPU in "parallel", each
+    on its own cores, or "auto", whichever prewarm() finds to answer soonest. Turns and parallel give each slot
+    the very bits that it has alone. `context` bounds the latent frames kept by a preset without a window.
+    `image` is an encoded picture for the sessions that bring none.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        parts: Parts,
+        *,
+        slots: int = 2,
+        device: torch.device | str = "cpu",
+        schedule: str = "auto",
+        context: int = GLOBAL_CONTEXT,
+        backend: str = "auto",
+        image: bytes | None = None,
+    ):
+        """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
+        self._device = torch.device(device)
+        _check_options(slots, schedule, self._device)
+        self.preset = preset
+        self.world: World | None = None
+        self._model, self._vae, self._text = parts
+        self._schedule = schedule
+        self._cores = Shares(slots)
+        self._image = image
+        config = preset.transformer
+        self._cache = KVCache(
+            config.layers,
+            slots,
+            preset.window or context,
+            preset.sink,
+            math.prod(preset.token_grid),
+            config.heads,
+            config.head_width,
+            self._model.dtype,
+            self._device,
+            backend,
+        )
+        self._slots = Slots(slots, self._cache.reset)
+        self._decoders = [self._vae.decoder() for _ in range(slots)]
+        self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        # The timesteps are a preset's own and few: their embeddings are made once.
+        with torch.inference_mode():
+            self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
+
+    # Sessions
+
+    def open(self, spec: SessionSpec) -> None:
+        """Give a session a slot; its first chunk comes with the next step.
+
+        Raises WorldFull when no slot is free, ValueError when the preset cannot do what `spec` asks.
+        """
+        with torch.inference_mode():
+            self._slots.admit(spec, lambda index: self._make_slot(index, spec))
+
+    def control(self, session: str, control: Control) -> None:
+        """Keep `control` for the session's next chunk; it replaces what still waits. Gone sessions are passed over."""
+        if slot := self._slots.find(session):
+            slot.receive(control)
+
+    def close(self, session: str) -> None:
+        """Free the session's slot; one that has gone already is no error."""
+        if slot := self._slots.find(session):
+            self._slots.free(slot)
+
+    def clear_text_cache(self) -> None:
+        self._text.clear_text_cache()
+
+    # The loop
+
+    @torch.inference_mode()
+    def step(self, sessions: Iterable[str] | None = None) -> list[Chunk | Ended]:
+        """Make the next chunk of each of `sessions`, by default of all that are live.
+
+        What came for them since their last chunk takes effect now. A session that cannot go on is
+        freed and answered with Ended; the others' chunks are as they would have been without it.
+        """
+        wanted = None if sessions is None else set(sessions)
+        due = [slot for slot in self._slots if wanted is None or slot.spec.session in wanted]
+        ready, results = self._begin(due)
+        if self.schedule == "batch":
+            return results + self._make_chunks(ready)
+        alone = [[slot] for slot in ready]
+        made = (
+            self._cores.map(self._make_chunks, alone) if self.schedule == "parallel" else map(self._make_chunks, alone)
+        )
+        return results + list(itertools.chain.from_iterable(made))
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Run the context passes that are still owed, each by itself.
+
+        step() hands frames out before their keys and values are written. Where launches cost most, as for a small model
+        on a CPU, the next chunk's first pass takes the owed chunk along as one more row; elsewhere this runs at once.
+        """
+        for slot in self._slots:
+            if slot.owed is not None:
+                self._pass(slot.owed.batch, slot.owed.latents, [CONTEXT_PASS])
+                slot.owed = None
+
+    @property
+    def schedule(self) -> str:
+        """ "batch", "turns" or "parallel". Until prewarm() has measured, "auto" means turns."""
+        return "turns" if self._schedule == "auto" else self._schedule
+
+    def _begin(self, due: Sequence[Slot]) -> tuple[list[Slot], list[Chunk | Ended]]:
+        """Apply what arrived to each slot; a slot that cannot take it ends, alone."""
+        ready, ended = [], []
+        for slot in due:
+            try:
+                self._obey(slot, slot.take())
+                ready.append(slot)
+            except ValueError as error:
+                ended.append(self._end(slot, str(error)))
+        return ready, ended
+
+    def _obey(self, slot: Slot, control: Control) -> None:
+        if control.prompt is not None:
+            self._set_prompt(slot, self._text.merge(slot.prompt, control.prompt))
+        slot.steering.advance(control.keys)
+
+    @torch.inference_mode()  # once more: it is a thread's own, and slots may run in theirs
+    def _make_chunks(self, slots: Sequence[Slot]) -> list[Chunk | Ended]:
+        """Denoise, hand to the decoder, emit; the context pass is owed."""
+        if not slots:
+            return []
+        watch = Stopwatch(self._device)
+        batch = self._gather(slots)
+        watch.mark("prepare")
+        latents = self._denoise(slots, batch)
+        watch.mark("denoise")
+        frames = self._decode(slots, latents)
+        self._owe(slots, batch, latents)
+        if self._decode_stream is not None:
+            self.settle()  # only queued on the GPU, where it runs while the frames are decoded
+        else:
+            watch.mark("decode")
+        return [self._emit(slot, each, watch) for slot, each in zip(slots, frames, strict=True)]
+
+    def _gather(self, slots: Sequence[Slot]) -> Batch:
+        memory = self._cache.view([slot.index for slot in slots], self.preset.chunk, *self.preset.token_grid)
+        text = joined_text([slot.text for slot in slots])
+        return Batch(memory, text, self._camera(slots), self._condition(slots))
+
+    def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
+        for row, slot in enumerate(slots):
+            slot.owed = Owed(batch.row(row), latents[row : row + 1])
+        self._cache.advance([slot.index for slot in slots], self.preset.chunk)
+
+    def _camera(self, slots: Sequence[Slot]) -> list[CameraTerms] | None:
+        if self.preset.control == "none":
+            return None
+        plucker = torch.stack([slot.steering.plucker for slot in slots])
+        pose = None
+        if self.preset.transformer.world_map is not None:
+            pose = self._to_device(torch.stack([slot.steering.pose for slot in slots]))
+        return self._model.embed_camera(self._to_device(plucker), pose)
+
+    def _condition(self, slots: Sequence[Slot]) -> Tensor | None:
+        if self.preset.image != "channels":
+            return None
+        return torch.stack([slot.image.chunk(self.preset.chunk) for slot in slots])
+
+    def _denoise(self, slots: Sequence[Slot], batch: Batch) -> Tensor:
+        """(B, C, T, h, w), clean."""
+        latents = denoise_chunk(
+            self.preset.steps,
+            lambda noisy, step: self._flow(slots, batch, noisy, step),
+            lambda step: self._noise(slots, step),
+        )
+        for row, slot in enumerate(slots):
+            if slot.first is not None and slot.chunk == 0:
+                latents[row] = slot.first
+        return latents
+
+    def _flow(self, slots: Sequence[Slot], batch: Batch, noisy: Tensor, step: int) -> Tensor:
+        """The flow of the noisy chunks; the first pass writes the keys and values of the chunks before, if owed."""
+        owed = [slot.owed for slot in slots if slot.owed is not None]
+        for slot in slots:
+            slot.owed = None
+        rows = joined([*(chunk.batch for chunk in owed), batch])
+        latents = torch.cat([*(chunk.latents for chunk in owed), noisy])
+        return self._pass(rows, latents, [CONTEXT_PASS] * len(owed) + [step] * len(noisy))[len(owed) :]
+
+    def _pass(self, batch: Batch, latents: Tensor, steps: Sequence[int]) -> Tensor:
+        """One pass through the transformer, each row at its own one of the preset's steps."""
+        inputs = latents if batch.condition is None else torch.cat((latents, batch.condition), dim=1)
+        time = joined_times([self._time[step] for step in steps])
+        return self._model(inputs, time, batch.text, batch.camera, batch.memory).float()
+
+    def _noise(self, slots: Sequence[Slot], step: int) -> Tensor:
+        shape = self.preset.latent_shape
+        return self._to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]))
+
+    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
+        if self._decode_stream is None:
+            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
+        self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
+        latents.record_stream(self._decode_stream)
+        with torch.cuda.stream(self._decode_stream):
+            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
+
+    def _decode_slot(self, slot: Slot, latent: Tensor) -> Frames:
+        video = self._decoders[slot.index].decode(latent)  # (3, N, H, W) in [-1, 1]
+        pixels = video.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(0, -1).contiguous()
+        finite = torch.isfinite(latent).all()
+        if self._decode_stream is None:
+            return Frames(pixels, finite, None)
+        copies = [
+            torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in (pixels, finite)
+        ]
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Frames(*copies, arrived)
+
+    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> Chunk | Ended:
+        if frames.arrived is not None:
+            frames.arrived.synchronize()
+        if not frames.finite:
+            return self._end(
+                slot, "the world broke down (its latents are not finite); start it again with another seed"
+            )
+        chunk = Chunk(
+            session=slot.spec.session,
+            index=slot.chunk,
+            first_frame=slot.frame,
+            frames=frames.pixels.numpy(),
+            sequence=slot.held.sequence,
+            scene=slot.encoded.scene,
+            unknown_words=slot.encoded.unknown_words,
+            seconds=watch.seconds(),
+        )
+        slot.chunk += 1
+        slot.frame += len(chunk.frames)
+        return chunk
+
+    def _end(self, slot: Slot, reason: str) -> Ended:
+        self.close(slot.spec.session)
+        return Ended(slot.spec.session, reason)
+
+    # What a session brings
+
+    def _make_slot(self, index: int, spec: SessionSpec) -> Slot:
+        self._decoders[index].reset()
+        slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script))
+        self._set_prompt(slot, self._text.merge("", spec.prompt))
+        self._set_image(slot, spec.image or self._image)
+        return slot
+
+    def _set_prompt(self, slot: Slot, prompt: str) -> None:
+        slot.prompt = prompt
+        slot.encoded = self._text.encode(prompt)
+        slot.text = self._model.embed_text(slot.encoded.rows.unsqueeze(0).to(self._device))
+
+    def _set_image(self, slot: Slot, data: bytes | None) -> None:
+        use = self.preset.image
+        if data is None and use == "channels":
+            raise ValueError(f"the preset {self.preset.name} continues a picture: give it one")
+        if data is None:
+            return
+        if use == "none":
+            raise ValueError(f"the preset {self.preset.name} takes no picture, only a prompt")
+        image = read_image(data, self.preset.height, self.preset.width).to(self._device, self._vae.dtype)
+        encoder = self._vae.encoder()
+        if use == "channels":
+            slot.image = ImageConditioning(encoder, image)
+        else:
+            slot.first = encoder.encode(image.unsqueeze(1).repeat(1, self.preset.first_frames, 1, 1)).float()
+
+    def _tensor(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    # Readiness
+
+    def prewarm(self, progress: Callable[[int, int], None] = lambda done, total: None) -> World:
+        """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
+
+        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it.
+        """
+        assert not list(self._slots), "prewarm() comes before the first session"
+        candidates = self._candidates()
+        times = {}
+        for done, schedule in enumerate(candidates):
+            progress(done, len(candidates))
+            times[schedule] = self._measure(schedule)
+        self._schedule = _soonest(times, self.preset.chunk_seconds)
+        self.world = self._describe(times[self._schedule])
+        return self.world
+
+    def _candidates(self) -> tuple[str, ...]:
+        """The schedules to choose from. Where slots can have cores of their own there is no choice.
+
+        On an idle machine turns on all cores come near, but their threads wait for each other: one busy program
+        beside them, and both viewers' pictures stand.
+        """
+        if self._schedule != "auto":
+            return (self._schedule,)
+        if len(self._slots) == 1:
+            return ("turns",)
+        return ("parallel",) if self._device.type == "cpu" and available_cores() > 1 else ("turns", "batch")
+
+    def _measure(self, schedule: str) -> list[float]:
+        """Seconds of a step with 1, 2, ... sessions and full windows: the quickest, for others can only add to it."""
+        count = 1 if schedule == "turns" else len(self._slots)
+        names = [f"prewarm-{number}" for number in range(count)]
+        self._schedule = schedule
+        try:
+            for seed, name in enumerate(names):
+                self.open(SessionSpec(name, WARM_PROMPT, seed, self._warm_image()))
+            for _ in range(math.ceil(self._cache.window_frames / self.preset.chunk)):
+                self.step()
+            times = [min(self._timed_step(names[:live]) for _ in range(TIMED_CHUNKS)) for live in range(1, count + 1)]
+        finally:
+            for name in names:
+                self.close(name)
+        return times if count == len(self._slots) else [times[0] * live for live in range(1, len(self._slots) + 1)]
+
+    def _timed_step(self, sessions: Sequence[str]) -> float:
+        watch = Stopwatch(self._device)
+        self.step(sessions)
+        watch.mark("step")
+        return watch.seconds()["total"]
+
+    def _warm_image(self) -> bytes | None:
+        """A grey picture for the presets that cannot begin without one."""
+        return _grey_png() if self.preset.image == "channels" and self._image is None else None
+
+    def _describe(self, times: Sequence[float]) -> World:
+        """`times`: seconds of a step with 1, 2, ... live."""
+        preset = self.preset
+        carried = max([n for n, time in enumerate(times, 1) if time <= preset.chunk_seconds], default=1)
+        return World(
+            preset=preset.name,
+            width=preset.width,
+            height=preset.height,
+            fps=preset.fps,
+            slots=carried,
+            chunk_frames=preset.chunk_frames,
+            first_chunk_frames=preset.first_chunk_frames,
+            chunk_seconds=tuple(times),
+            schedule=self.schedule,
+            limit=_limit(carried, times, preset.chunk_seconds),
+        )
+
+
+def build(
+    preset: str = "tiny",
+    weights: str | Path | None = None,
+    slots: int = 2,
+    device: str = "auto",
+    schedule: str = "auto",
+    context: int = GLOBAL_CONTEXT,
+    image: str | Path | None = None,
+) -> Engine:
+    """An engine by the names that the command line takes.
+
+    `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights` a folder in a public layout,
+    "random" for speed work, or None for the weights that come with the tiny preset. Raises ValueError, with what
+    would be right, for a name that does not exist.
+    """
+    found = find_preset(preset)
+    place = choose_device(device)
+    _check_options(slots, schedule, place)
+    picture = Path(image).read_bytes() if image is not None else None
+    if picture is not None:
+        read_image(picture, found.height, found.width)
+    parts = load_parts(found, weights, place)
+    return Engine(found, parts, slots=slots, device=place, schedule=schedule, context=context, image=picture)
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises ValueError for an unknown device, and for "cuda" where torch sees no GPU."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"no device {name!r}; it is auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_options(slots: int, schedule: str, device: torch.device) -> None:
+    if slots < 1:
+        raise ValueError(f"slots is {slots}; it must be at least 1")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"no schedule {schedule!r}; it is one of {', '.join(SCHEDULES)}")
+    if schedule == "parallel" and device.type == "cuda":
+        raise ValueError("the schedule parallel divides the cores of a CPU; on a GPU it is auto, batch or turns")
+
+
+def _soonest(times: Mapping[str, Sequence[float]], chunk_seconds: float) -> str:
+    """The schedule that answers soonest when all are live; `times` as in _describe, by schedule.
+
+    Together all are answered after the step's own time. In turns a slot waits half of the others' turns on average, and
+    all of them where that leaves the machine little rest.
+    """
+
+    def answer(schedule: str) -> float:
+        alone, everyone = times[schedule][0], times[schedule][-1]
+        crowded = everyone > CROWDED * chunk_seconds
+        return (alone + everyone) / 2 if schedule == "turns" and not crowded else everyone
+
+    return min(times, key=answer)
+
+
+def _limit(carried: int, times: Sequence[float], chunk_seconds: float) -> str:
+    if carried == len(times) and times[-1] <= chunk_seconds:
+        return ""
+    slow = times[min(carried, len(times) - 1)] if carried < len(times) else times[-1]
+    live = carried + 1 if carried < len(times) else carried
+    return (
+        f"this machine needs {slow:.2f} s for a chunk of {chunk_seconds:.2f} s with {live} live, "
+        f"so {carried} can be live at once"
+    )
+
+
+def _grey_png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16), "grey").save(data, "PNG")
+    return data.getvalue()

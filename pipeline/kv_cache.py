@@ -1,0 +1,174 @@
+"""Keys and values of everything a stream's self-attention still sees: a preallocated ring with a sink, a slot each.
+
+The first `sink_frames` latent frames of a stream stay for ever; the rest of the window is a ring whose oldest latent
+frame makes room for the newest. Keys carry their rotary embedding, and attention does not care about the order of such
+keys, so nothing is ever moved, and before as after the ring has closed a slot's keys are one run of rows from row 0.
+
+T latent frames in a chunk, L tokens in a chunk, H heads, D head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.attention import attention
+from pipeline.transformer import rope_angles
+
+
+class Run(NamedTuple):
+    """`count` tokens of the chunk from `source` go to the cache's rows from `row`."""
+
+    row: int
+    source: int
+    count: int
+
+
+def sink_beside_chunk(window_frames: int, sink_frames: int, chunk_frames: int) -> int:
+    """How much of the sink a window keeps when the chunk has to fit into it as well.
+
+    Where the two do not fit together, the chunk takes the sink's last latent frames. No golden file shows this case.
+    Raises ValueError for a chunk longer than the window.
+    """
+    if chunk_frames > window_frames:
+        raise ValueError(f"a chunk of {chunk_frames} latent frames does not fit into a window of {window_frames}")
+    return min(sink_frames, window_frames - chunk_frames)
+
+
+class KVCache:
+    """The cache of all layers and slots; positions are plain ints, so nothing here waits for a device.
+
+    `window_frames` counts latent frames: the sink, the past, and the chunk in the making. A model with a global context
+    takes as window the most frames that it shall ever see.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        window_frames: int,
+        sink_frames: int,
+        tokens_per_frame: int,
+        heads: int,
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        backend: str = "auto",
+    ):
+        """Raises ValueError unless 0 <= sink_frames < window_frames. `backend` is that of kernels.attention."""
+        if not 0 <= sink_frames < window_frames:
+            raise ValueError(
+                f"the sink ({sink_frames} latent frames) must be smaller than the window ({window_frames})"
+            )
+        self.window_frames = window_frames
+        self.sink_frames = sink_frames
+        self.tokens_per_frame = tokens_per_frame
+        self.backend = backend
+        shape = (layers, slots, window_frames * tokens_per_frame, heads, head_width)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self._positions = [0] * slots
+
+    def position(self, slot: int) -> int:
+        """How many latent frames have been written and advanced over since the slot's reset."""
+        return self._positions[slot]
+
+    def reset(self, slot: int) -> None:
+        """Begin a new stream in `slot`."""
+        self._positions[slot] = 0
+
+    def advance(self, slots: Sequence[int], frames: int) -> None:
+        """Keep the chunk of `frames` latent frames that was written last: once a chunk, after its context pass."""
+        for slot in slots:
+            self._positions[slot] += frames
+
+    def view(self, slots: Sequence[int], frames: int, rows: int, columns: int) -> "CacheView":
+        """The Memory for the next `frames` latent frames of each of `slots`, rows x columns tokens each.
+
+        All passes over one chunk may share it; each overwrites the rows of the one before. Raises ValueError where the
+        chunk has no room beside the sink.
+        """
+        if frames > self.window_frames - self.sink_frames:
+            raise ValueError(
+                f"a chunk of {frames} latent frames has no room in a window of {self.window_frames} "
+                f"beside a sink of {self.sink_frames}"
+            )
+        assert rows * columns == self.tokens_per_frame, (rows, columns, self.tokens_per_frame)
+        parts = tuple(self._slot_view(slot, frames) for slot in slots)
+        starts = [
+            torch.arange(part.position, part.position + frames, dtype=torch.float64, device=self.k.device)
+            for part in parts
+        ]
+        rope = rope_angles(torch.stack(starts), rows, columns, self.k.shape[-1], self.k.device)
+        return CacheView(self, parts, rope)
+
+    def _slot_view(self, slot: int, frames: int) -> "SlotView":
+        position = self._positions[slot]
+        seen = min(position + frames, self.window_frames) * self.tokens_per_frame
+        return SlotView(slot, position, seen, tuple(self._runs(position, frames)))
+
+    def _runs(self, position: int, frames: int) -> list[Run]:
+        """Where the latent frames from `position` go, neighbours joined."""
+        runs: list[Run] = []
+        tokens = self.tokens_per_frame
+        for index in range(frames):
+            row = self._frame_row(position + index) * tokens
+            if runs and runs[-1].row + runs[-1].count == row:
+                runs[-1] = runs[-1]._replace(count=runs[-1].count + tokens)
+            else:
+                runs.append(Run(row, index * tokens, tokens))
+        return runs
+
+    def _frame_row(self, frame: int) -> int:
+        """The place, in latent frames, of the stream's latent frame `frame`."""
+        sink, ring = self.sink_frames, self.window_frames - self.sink_frames
+        return frame if frame < sink else sink + (frame - sink) % ring
+
+
+class SlotView(NamedTuple):
+    """One slot's part of a view; `seen` counts the rows from 0 that the chunk attends to, its own included."""
+
+    slot: int
+    position: int
+    seen: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheView:
+    """A Memory (see pipeline.transformer) of one chunk in each row; valid until newer chunks take its rows."""
+
+    cache: KVCache
+    slots: tuple[SlotView, ...]
+    rope: tuple[Tensor, Tensor]
+
+    def row(self, index: int) -> "CacheView":
+        """The view of that row alone."""
+        cos, sin = self.rope
+        return CacheView(self.cache, self.slots[index : index + 1], (cos[index : index + 1], sin[index : index + 1]))
+
+    @staticmethod
+    def joined(views: "Sequence[CacheView]") -> "CacheView":
+        """One view of all rows; a slot may appear more than once, its earlier chunk first."""
+        cosines, sines = zip(*(view.rope for view in views), strict=True)
+        slots = tuple(slot for view in views for slot in view.slots)
+        return CacheView(views[0].cache, slots, (torch.cat(cosines), torch.cat(sines)))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the chunk's keys and values, then attend a slot at a time to exactly what the slot sees.
+
+        q, k, v: (slots, L, H, D), RMSNorm and RoPE applied. Slots stand at different positions; one call each needs
+        neither masks nor padding, and gives each slot the same arithmetic with and without company.
+        """
+        outputs = [self._attend_slot(layer, index, q, k, v) for index in range(len(self.slots))]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend_slot(self, layer: int, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        slot, _, seen, runs = self.slots[index]
+        keys, values = self.cache.k[layer, slot], self.cache.v[layer, slot]
+        for row, source, count in runs:
+            keys[row : row + count] = k[index, source : source + count]
+            values[row : row + count] = v[index, source : source + count]
+        return attention(q[index : index + 1], keys[None, :seen], values[None, :seen], self.cache.backend)

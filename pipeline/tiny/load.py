@@ -1,0 +1,63 @@
+"""The small world's weights: as they lie in the package, and how they get there."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.presets import find_preset
+from pipeline.tiny.text import TinyTextEncoder
+from pipeline.tiny.vae import TinyVAE
+from pipeline.transformer import Transformer
+
+WEIGHTS = Path(__file__).parent / "weights"
+FILES = ("transformer.safetensors", "vae.safetensors", "text.safetensors")
+
+
+class TinyWorld(NamedTuple):
+    """The parts of the tiny preset."""
+
+    transformer: Transformer
+    vae: TinyVAE
+    text: TinyTextEncoder
+
+
+def make_tiny() -> TinyWorld:
+    """With fresh random weights."""
+    config = find_preset("tiny").transformer
+    return TinyWorld(Transformer(config), TinyVAE(), TinyTextEncoder(config.text_dim))
+
+
+def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> TinyWorld:
+    """The trained parts, float32, ready for inference; the text encoder stays on the CPU.
+
+    Raises ValueError that names the file when one is missing or does not fit.
+    """
+    world = make_tiny()
+    for part, name in zip(world, FILES, strict=True):
+        _fill(part, folder / name)
+        part.eval().requires_grad_(False)
+    world.vae.to(memory_format=torch.channels_last)
+    return TinyWorld(world.transformer.to(device), world.vae.to(device), world.text)
+
+
+def save_tiny(world: TinyWorld, folder: Path, made_by: dict[str, str]) -> None:
+    """Write the three files in float16, with `made_by` (command, commit, GPU) in their metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, name in zip(world, FILES, strict=True):
+        tensors = {key: value.detach().half().contiguous().cpu() for key, value in part.state_dict().items()}
+        save_file(tensors, folder / name, metadata=made_by)
+
+
+def _fill(part: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"there is no {path}, a part of the tiny world's weights; make them: chunkcast train tiny")
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    try:
+        part.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this version's tiny world: {error}") from None

@@ -1,0 +1,97 @@
+"""Bursts of frames become an even clock: frame k leaves at start + k / fps, whenever its chunk came.
+
+The pts of a frame is its place on this clock, not the time of its arrival, so that a burst does not come
+out as one. When a chunk is late the last frame stays on the screen and the clock is moved once.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.chunk import Chunk
+
+PTS_RATE = 90_000
+"""Ticks a second of `pts`: RTP's clock for video."""
+
+
+class Paced(NamedTuple):
+    """A frame (height, width, 3) uint8 RGB on its way out: its number in the session, its chunk, the newest
+    control that it obeys, and its time on the media clock in ticks of 1/90000 s."""
+
+    image: np.ndarray
+    frame: int
+    chunk: int
+    sequence: int
+    run: str
+    pts: int = 0
+
+
+class Pacer:
+    """A bounded queue with a clock. `capacity` is in frames; a full queue drops its oldest, counted in `dropped`.
+
+    `late` counts how often the clock was moved for a late chunk. `listener` is called when frames come.
+    """
+
+    def __init__(self, fps: int, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._period, self._clock, self._capacity = 1 / fps, clock, capacity
+        self._queue: deque[Paced] = deque()
+        self._epoch = clock()
+        self._due: float | None = None
+        self.late = 0
+        self.dropped = 0
+        self.listener: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def lead_seconds(self) -> float:
+        """How long the queue lasts."""
+        return len(self._queue) * self._period
+
+    def put(self, chunk: Chunk) -> None:
+        """Queue the frames of a chunk."""
+        if not self._queue:
+            self._begin_again()
+        for offset, image in enumerate(chunk.frames):
+            frame = chunk.first_frame + offset
+            self._queue.append(Paced(image, frame, chunk.index, chunk.sequence, chunk.session))
+        while len(self._queue) > self._capacity:
+            self._queue.popleft()
+            self.dropped += 1
+        self.listener()
+
+    def flush(self) -> None:
+        """Forget what waits: the world begins again. What follows is not late."""
+        self._queue.clear()
+        self._due = None
+
+    def delay(self) -> float | None:
+        """Seconds until the next frame leaves, 0 when it is due; None while there is none."""
+        if not self._queue:
+            return None
+        return max(0.0, self._next_due() - self._clock())
+
+    def pop(self) -> Paced:
+        """The next frame; the caller has waited for delay() to be 0."""
+        due, now = self._next_due(), self._clock()
+        if now - due > 2 * self._period:
+            # Nobody fetched for a while: go on from here, a burst would help no one.
+            due = now
+        self._due = due + self._period
+        return self._queue.popleft()._replace(pts=round((due - self._epoch) * PTS_RATE))
+
+    def _next_due(self) -> float:
+        if self._due is None:
+            self._due = self._clock()
+        return self._due
+
+    def _begin_again(self) -> None:
+        """Frames come to an empty queue: if that is too late, move the clock, once."""
+        now = self._clock()
+        if self._due is not None and now - self._due > self._period / 4:
+            self._due = now
+            self.late += 1

@@ -1,0 +1,415 @@
+"""The messages of /ws, version 1: JSON objects whose `type` names one of the models below.
+
+The page opens the socket and says `hello`; the server answers `welcome`, then `queued` until a slot
+is free, then `live`. `keys` carries every key that is held, not the change, and is sent again while
+any is held, so that a lost message leaves no key stuck. `received` and `applied` answer `prompt`,
+`keys` and `restart` by their `seq`. Nothing here knows of sockets.
+
+`python -m stream.protocol --write` makes web/messages.js, the page's copy, from these models.
+"""
+
+import argparse
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
+
+from pipeline.chunk import KEYS, MAX_PROMPT_CHARACTERS, check_keys, check_prompt
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 1024
+MAX_SEED = 2**53 - 1
+"""The greatest whole number that JavaScript holds exactly."""
+
+KEYS_HELD_SECONDS = 1.0
+"""Keys that were not sent again for this long are released."""
+
+
+def _whole_characters(text: str) -> str:
+    """JSON can name half of a character (a lone surrogate), which no one could send on."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text has a broken character (a lone surrogate); send whole ones") from None
+    return text
+
+
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+Sequence = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+Version = Annotated[int, Field(strict=True)]
+Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_whole_characters)]
+
+
+class ProtocolError(ValueError):
+    """A message that cannot be taken; the text says what would be right, `seq` is the message's own if it had one."""
+
+    def __init__(self, reason: str, seq: int | None = None) -> None:
+        super().__init__(reason)
+        self.seq = seq
+
+
+class WrongVersion(ProtocolError):
+    """The page speaks another version; nothing it says could be understood."""
+
+
+class Message(BaseModel):
+    """What all messages share: frozen, and no fields but those named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientMessage(Message):
+    """A message from the page; `example` is shown to whoever sends a wrong one."""
+
+    example: ClassVar[str]
+
+
+class _WithPrompt(ClientMessage):
+    @field_validator("prompt", "text", check_fields=False)
+    @classmethod
+    def _prompt_can_be_shown(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_prompt(value)
+        return value
+
+
+class Hello(_WithPrompt):
+    """The first message: what to see; without a seed the server draws one."""
+
+    example = '{"type": "hello", "version": 1, "prompt": "a snowy forest at night", "seed": 7}'
+    type: Literal["hello"] = "hello"
+    version: Version
+    prompt: Text
+    seed: Seed | None = None
+
+
+class Prompt(_WithPrompt):
+    """A new prompt; the world goes on from where it is."""
+
+    example = '{"type": "prompt", "seq": 3, "text": "the sun comes up"}'
+    type: Literal["prompt"] = "prompt"
+    seq: Sequence
+    text: Text
+
+
+class Keys(ClientMessage):
+    """All keys that are held now, [] when none is."""
+
+    example = '{"type": "keys", "seq": 4, "held": ["w", "l"]}'
+    type: Literal["keys"] = "keys"
+    seq: Sequence
+    held: Annotated[tuple[Text, ...], Field(max_length=32)]
+
+    @field_validator("held")
+    @classmethod
+    def _keys_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_keys(frozenset(value))
+        return value
+
+
+class Shown(ClientMessage):
+    """The page saw the first frame that obeys message `seq`, `ms` milliseconds after it sent it."""
+
+    example = '{"type": "shown", "seq": 4, "ms": 212.5}'
+    type: Literal["shown"] = "shown"
+    seq: Sequence
+    ms: Annotated[float, Field(ge=0, le=600_000)]
+
+
+class Restart(_WithPrompt):
+    """Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt)."""
+
+    example = '{"type": "restart", "seq": 5, "seed": 7, "prompt": "a desert at noon"}'
+    type: Literal["restart"] = "restart"
+    seq: Sequence
+    seed: Seed | None = None
+    prompt: Text | None = None
+
+
+class Leave(ClientMessage):
+    """The viewer goes; the slot is free at once."""
+
+    example = '{"type": "leave"}'
+    type: Literal["leave"] = "leave"
+
+
+class IceServer(Message):
+    """One STUN or TURN server, in the shape that RTCPeerConnection takes."""
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = None
+
+
+class Welcome(Message):
+    """What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture."""
+
+    type: Literal["welcome"] = "welcome"
+    version: int
+    session: str
+    token: str
+    preset: str
+    width: int
+    height: int
+    fps: int
+    chunk_frames: int
+    keys: tuple[str, ...]
+    ice_servers: tuple[IceServer, ...]
+
+
+class Queued(Message):
+    """Not live yet: `place` in line counts from 1, of `waiting` in all; `reason` says why."""
+
+    type: Literal["queued"] = "queued"
+    place: int
+    waiting: int
+    reason: str
+
+
+class Live(Message):
+    """The session has a slot and begins; POST /whep?session=TOKEN fetches the picture."""
+
+    type: Literal["live"] = "live"
+    slot: int
+    seed: int
+    prompt: str
+
+
+class Received(Message):
+    """Message `seq` is taken and will be in the next chunk that begins."""
+
+    type: Literal["received"] = "received"
+    seq: int
+
+
+class Applied(Message):
+    """`frame` (the first of chunk `chunk`) obeys all messages up to `seq` and has just been sent.
+
+    `rtp` is that frame's RTP timestamp, as requestVideoFrameCallback reports it.
+    """
+
+    type: Literal["applied"] = "applied"
+    seq: int
+    chunk: int
+    frame: int
+    rtp: int | None = None
+
+
+class Scene(Message):
+    """How the prompt was understood, and the words of it that were not."""
+
+    type: Literal["scene"] = "scene"
+    text: str
+    unknown_words: tuple[str, ...]
+
+
+class Stats(Message):
+    """About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped."""
+
+    type: Literal["stats"] = "stats"
+    fps: float
+    chunk_ms: float
+    lead_ms: float
+    viewers: int
+    waiting: int
+    dropped: int
+    late: int
+
+
+class Ended(Message):
+    """The session is over; `reason` is a sentence for the viewer."""
+
+    type: Literal["ended"] = "ended"
+    reason: str
+
+
+class Error(Message):
+    """A message was refused and nothing changed; `message` says what would be right."""
+
+    type: Literal["error"] = "error"
+    message: str
+    seq: int | None = None
+
+
+FromClient = Hello | Prompt | Keys | Shown | Restart | Leave
+FromServer = Welcome | Queued | Live | Received | Applied | Scene | Stats | Ended | Error
+
+_CLIENT: dict[str, type[ClientMessage]] = {model.model_fields["type"].default: model for model in get_args(FromClient)}
+_SERVER: dict[str, type[Message]] = {model.model_fields["type"].default: model for model in get_args(FromServer)}
+_NUMBER = TypeAdapter(Sequence)
+
+
+def parse(text: str) -> FromClient:
+    """The message in a text frame of the page. ProtocolError, with a sentence for its author, for any other text."""
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"the message has {len(text)} characters; at most {MAX_MESSAGE_BYTES} are taken")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"that is not JSON; a message looks like {Keys.example}") from None
+    if not isinstance(data, dict):
+        raise ProtocolError(f"a message is a JSON object, like {Keys.example}")
+    return _check(data)
+
+
+def _check(data: dict[str, Any]) -> FromClient:
+    kind, seq = data.get("type"), _sequence_of(data)
+    if not isinstance(kind, str) or kind not in _CLIENT:
+        raise ProtocolError(f"no such type of message: {_short(kind)}; the types are {', '.join(_CLIENT)}", seq)
+    model = _CLIENT[kind]
+    if kind == "hello" and data.get("version", VERSION) != VERSION:
+        raise WrongVersion(f"this server speaks version {VERSION}, not {_short(data['version'])}: reload the page")
+    try:
+        return typing.cast(FromClient, model.model_validate(data))
+    except ValidationError as error:
+        raise ProtocolError(_sentence(model, error), seq) from None
+
+
+def _sequence_of(data: dict[str, Any]) -> int | None:
+    try:
+        return _NUMBER.validate_python(data.get("seq"))
+    except ValidationError:
+        return None
+
+
+def _sentence(model: type[ClientMessage], error: ValidationError) -> str:
+    """The first fault in words: our own checks speak for themselves, pydantic's need the field and an example."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    field = str(fault["loc"][0])[:40]
+    return f"{field!r} is wrong ({fault['msg'].lower()}); such a message looks like {model.example}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+# The page's copy.
+
+PAGE_COPY = Path(__file__).resolve().parent.parent / "web" / "messages.js"
+
+_HEAD = """\
+// Made from stream/protocol.py by `python -m stream.protocol --write`; change it there.
+// The messages of /ws: functions that write those of the page, and parse() for those of the server.
+
+export const VERSION = {version};
+export const KEYS = {keys};
+export const MAX_PROMPT_CHARACTERS = {prompt};
+export const MAX_SEED = {seed};
+
+/** Held keys must be sent again within this many milliseconds, or the server releases them. */
+export const KEYS_HELD_MS = {held};
+"""
+
+_TAIL = """\
+/**
+ * The message in a text frame of the server.
+ * @param {string} text
+ * @returns {%s}
+ * @throws {Error} when it is none of the messages above
+ */
+export function parse(text) {
+  const message = JSON.parse(text);
+  const fields = Object.hasOwn(FIELDS, message?.type) ? FIELDS[message.type] : null;
+  if (fields === null) throw new Error(`no such message from the server: ${text.slice(0, 80)}`);
+  for (const field of fields) {
+    if (!(field in message)) throw new Error(`the server's ${message.type} lacks ${field}`);
+  }
+  return message;
+}
+"""
+
+
+def javascript() -> str:
+    """web/messages.js as it must be for the models of this file."""
+    head = _HEAD.format(
+        version=VERSION,
+        keys=json.dumps(sorted(KEYS)),
+        prompt=MAX_PROMPT_CHARACTERS,
+        seed=MAX_SEED,
+        held=round(1000 * KEYS_HELD_SECONDS),
+    )
+    writers = [_writer(model) for model in _CLIENT.values()]
+    typedefs = [_typedef(model) for model in (IceServer, *_SERVER.values())]
+    names = "|".join(model.__name__ for model in _SERVER.values())
+    return "\n".join([head, *writers, *typedefs, _fields_table(), _TAIL % names])
+
+
+def _writer(model: type[ClientMessage]) -> str:
+    """A JavaScript function that writes one message of the page."""
+    fields = {name: field for name, field in model.model_fields.items() if name not in ("type", "version")}
+    params = ", ".join(name if field.is_required() else f"{name} = null" for name, field in fields.items())
+    values = ["type: " + json.dumps(model.model_fields["type"].default)]
+    values += ["version: VERSION"] if "version" in model.model_fields else []
+    values += list(fields)
+    head = f"export function {model.__name__.lower()}({f'{{ {params} }}' if params else ''}) {{\n"
+    return f"{_comment(model)}{head}  return JSON.stringify({{ {', '.join(values)} }});\n}}\n"
+
+
+def _typedef(model: type[Message]) -> str:
+    fields = ", ".join(f"{name}: {_js_type(field.annotation)}" for name, field in model.model_fields.items())
+    return f"{_comment(model, f'@typedef {{{{ {fields} }}}} {model.__name__}')}"
+
+
+def _comment(model: type[Message], *lines: str) -> str:
+    text = [line.strip() for line in (model.__doc__ or "").strip().splitlines() if line.strip()]
+    return "/**\n" + "".join(f" * {line}\n" for line in (*text, *lines)) + " */\n"
+
+
+def _fields_table() -> str:
+    rows = [f"  {kind}: {json.dumps(_required(model))},\n" for kind, model in _SERVER.items()]
+    return f"const FIELDS = {{\n{''.join(rows)}}};\n"
+
+
+def _required(model: type[Message]) -> list[str]:
+    optional = {name for name, field in model.model_fields.items() if field.default is None}
+    return [name for name in model.model_fields if name not in optional | {"type"}]
+
+
+def _js_type(annotation: Any) -> str:
+    """The JSDoc type of a field's annotation."""
+    origin, arguments = typing.get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return json.dumps(arguments[0])
+    if origin is tuple:
+        return f"{_js_type(arguments[0])}[]"
+    if origin in (types.UnionType, typing.Union):
+        return "|".join(_js_type(argument) for argument in arguments)
+    simple = {int: "number", float: "number", str: "string", type(None): "null"}
+    return simple.get(annotation) or annotation.__name__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print web/messages.js; with --write put it into its place, with --check exit 1 when it is stale."""
+    parser = argparse.ArgumentParser(prog="python -m stream.protocol", description=main.__doc__)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(argv)
+    if options.write:
+        PAGE_COPY.write_text(javascript())
+    elif options.check:
+        if not PAGE_COPY.exists() or PAGE_COPY.read_text() != javascript():
+            print(f"{PAGE_COPY.name} is stale: run python -m stream.protocol --write", file=sys.stderr)
+            return 1
+    else:
+        print(javascript(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

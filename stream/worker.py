@@ -1,0 +1,569 @@
+"""The engine in its own process: commands in, frames out through shared memory, restarted when it dies.
+
+A `Worker` lives in the server's process and a `_Servant` in the engine's. Commands and events are small
+and cross a pipe; frames cross in blocks of one piece of anonymous shared memory. It has no name, so there
+is nothing to unlink and nothing is left behind, however either process ends, and Docker's small /dev/shm
+does not bound it. Each process ends itself when it sees the other's end of the pipe closed.
+
+Pacing is by credit: `grant(session, frame)` lets a session be made up to that video frame, and a session
+without credit costs nothing. So a viewer who does not look is not drawn for, and no one's lead grows.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import importlib
+import logging
+import mmap
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction, resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World, WorldFull
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 20.0
+"""An engine that owes a chunk and says nothing for this long, or for ten times its measured chunk if that is
+more, is taken for dead. Loading has no limit, for a large model may compile for many minutes."""
+
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Engine(Protocol):
+    """What the process runs; pipeline.engine.Engine is one."""
+
+    world: World
+
+    def prewarm(self, progress: Callable[[int, int], None]) -> World: ...
+    def open(self, spec: SessionSpec) -> None: ...
+    def control(self, session: str, control: Control) -> None: ...
+    def close(self, session: str) -> None: ...
+    def step(self, sessions: Sequence[str] | None = None) -> list[Chunk | Ended]: ...
+
+
+# Commands, to the engine.
+
+
+class Open(NamedTuple):
+    """Begin a session."""
+
+    session: str
+    spec: SessionSpec
+
+
+class Steer(NamedTuple):
+    """What the next chunk of a session must obey."""
+
+    session: str
+    control: Control
+
+
+class Grant(NamedTuple):
+    """A session may begin chunks whose first frame is below `frame`."""
+
+    session: str
+    frame: int
+
+
+class Close(NamedTuple):
+    """End a session; its slot is free."""
+
+    session: str
+
+
+class Return(NamedTuple):
+    """A block of shared memory has been read and may be written again."""
+
+    block: int
+
+
+Command = Open | Steer | Grant | Close | Return
+
+
+# Events, from the engine. Chunk and Ended of pipeline.chunk are two more.
+
+
+class Progress(NamedTuple):
+    """How far the engine is with warming up: `done` of `total` chunks."""
+
+    done: int
+    total: int
+
+
+class Ready(NamedTuple):
+    """The engine is warm; `blocks` of `block_bytes` each lie in the shared memory that follows."""
+
+    world: World
+    blocks: int
+    block_bytes: int
+
+
+class Made(NamedTuple):
+    """A chunk whose frames, of `shape`, lie in `block`; only inside this module."""
+
+    chunk: Chunk
+    block: int
+    shape: tuple[int, ...]
+
+
+class Refused(NamedTuple):
+    """A session could not be opened; `reason` is a sentence for its viewer."""
+
+    session: str
+    reason: str
+
+
+class Failed(NamedTuple):
+    """The engine cannot be built or broke; the process ends. `ours` is False for a user's mistake."""
+
+    reason: str
+    ours: bool
+
+
+class Died(NamedTuple):
+    """The engine's process is gone and every session with it; a new one is on its way if `again`."""
+
+    reason: str
+    again: bool
+    ours: bool = True
+
+
+Event = Progress | Ready | Chunk | Ended | Refused | Died
+
+_NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+
+
+class Credit:
+    """Which sessions may make their next chunk now. Plain counting, no processes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._next: dict[str, int] = {}
+        self._granted: dict[str, int] = {}
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._next
+
+    def open(self, session: str) -> None:
+        """Count a new session from frame 0, without credit."""
+        self._next[session] = self._granted[session] = 0
+
+    def close(self, session: str) -> None:
+        """Forget a session; an unknown one is no error."""
+        self._next.pop(session, None)
+        self._granted.pop(session, None)
+
+    def grant(self, session: str, frame: int) -> None:
+        """Raise the credit of a session; it never sinks."""
+        if session in self._granted:
+            self._granted[session] = max(self._granted[session], frame)
+
+    def made(self, session: str, frames: int) -> None:
+        """Count frames that were made; the session goes behind others as much in need as it is."""
+        if session in self._next:
+            self._next[session] = self._next.pop(session) + frames
+
+    def due(self) -> list[str]:
+        """The sessions of the next step, least lead first: one alone in turns, else all that need it.
+
+        Who is within half a chunk of its credit comes along: of two sessions one is always that near when
+        the other is due, so that they stay in step at the price of one.
+        """
+        owed = {session: self._granted[session] - first for session, first in self._next.items()}
+        order = sorted(owed, key=lambda session: -owed[session])
+        if not order or owed[order[0]] <= 0:
+            return []
+        if self._world.schedule == "turns":
+            return order[:1]
+        return [session for session in order if owed[session] > -self._world.chunk_frames / 2]
+
+
+class Outbox:
+    """Commands that wait for the pipe. Bounded: a newer command of a session replaces or joins the one that waits."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[type, str | int], Command] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, command: Command) -> None:
+        """Leave a command, without waiting."""
+        key = (type(command), command[0])
+        with self._changed:
+            waits = self._waiting.get(key)
+            if isinstance(command, Steer) and isinstance(waits, Steer):
+                command = Steer(command.session, waits.control.then(command.control))
+            if isinstance(command, Close):
+                for kind in (Steer, Grant):
+                    self._waiting.pop((kind, command.session), None)
+            self._waiting[key] = command
+            self._changed.notify()
+
+    def take(self) -> list[Command]:
+        """All that waits, in order; blocks while nothing does. [] when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            commands = [] if self._closed else list(self._waiting.values())
+            self._waiting.clear()
+            return commands
+
+    def close(self) -> None:
+        """Let take() return [] for good."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+class Worker:
+    """The engine's process as the server sees it. Any thread may call; no call waits for the engine.
+
+    `factory` is "module:function" and is imported in the process only; it is called with `options` and
+    returns an `Engine`. `deliver` gets each event, in a thread of the worker's.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        options: Mapping[str, Any],
+        deliver: Callable[[Event], None],
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._factory, self._options, self._deliver, self._patience = factory, dict(options), deliver, patience
+        self._context = multiprocessing.get_context("spawn")
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._run: _Run | None = None
+        self._been_ready = False
+        self._thread = threading.Thread(target=self._keep_alive, name="engine", daemon=True)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine, None between two of them."""
+        run = self._run
+        return run.process.pid if run else None
+
+    def start(self) -> None:
+        """Start the process; Ready comes as an event."""
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        """Leave a command for the engine; without an engine it is forgotten, as the engine's sessions are."""
+        with self._lock:
+            if self._run:
+                self._run.send(command)
+
+    def stop(self, timeout: float = 0.5) -> None:
+        """End the process, by force if it has not gone within `timeout` seconds. It leaves nothing."""
+        atexit.unregister(self.stop)
+        self._stopping.set()
+        with self._lock:
+            run = self._run
+        if run:
+            run.end(timeout)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _keep_alive(self) -> None:
+        # Signals meant for the server stay with its main thread, and the child inherits this mask, so that
+        # Ctrl-C in a terminal does not break into its start. Starting multiprocessing's tracker ends by
+        # unblocking both, so it comes first.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        pause = 0.5
+        while not self._stopping.is_set():
+            died, was_ready = self._live_once()
+            if self._stopping.is_set():
+                break
+            self._deliver(died)
+            if not died.again:
+                break
+            pause = 0.5 if was_ready else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            self._stopping.wait(pause)
+
+    def _live_once(self) -> tuple[Died, bool]:
+        """Start one process and hand on its events until it is gone; how it ended and whether it was ever ready."""
+        run = _Run(self._context, self._factory, self._options)
+        with self._lock:
+            self._run = run
+        if self._stopping.is_set():
+            run.end(0)
+        try:
+            failed = run.read(self._handle, self._patience)
+        finally:
+            with self._lock:
+                self._run = None
+            run.end(1.0)
+            run.close()
+        self._been_ready |= run.ready
+        reason = failed.reason if failed else f"the engine's process ended {_how(run.process.exitcode)}"
+        # What fails before it ever worked would fail again.
+        return Died(reason, again=self._been_ready, ours=failed.ours if failed else True), run.ready
+
+    def _handle(self, event: Event) -> None:
+        if not self._stopping.is_set():
+            self._deliver(event)
+
+
+class _Run:
+    """One life of the engine's process."""
+
+    def __init__(self, context: Any, factory: str, options: dict[str, Any]) -> None:
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, factory, options), name="chunkcast-engine")
+        self.process.start()
+        theirs.close()
+        self._outbox = Outbox()
+        self._memory: mmap.mmap | None = None
+        self._block_bytes = 0
+        self._chunk_seconds = 0.0
+        self._owed = _Owed()
+        self._ending = threading.Lock()
+        self._writer = threading.Thread(target=self._write, name="engine-commands", daemon=True)
+        self._writer.start()
+
+    @property
+    def ready(self) -> bool:
+        """True once the engine has been warm."""
+        return self._memory is not None
+
+    def send(self, command: Command) -> None:
+        """Leave a command for this process."""
+        self._owed.note(command)
+        self._outbox.put(command)
+
+    def read(self, handle: Callable[[Event], None], patience: float) -> Failed | None:
+        """Hand on events until the process is gone or hangs; what it said of its end, if it did."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                if not self._pipe.poll(min(1.0, patience / 2)):
+                    if (silent := self._owed.seconds()) > max(patience, 10 * self._chunk_seconds):
+                        self.process.kill()
+                        return Failed(f"the engine did not answer for {silent:.0f} seconds", ours=True)
+                    continue
+                event = self._pipe.recv()
+                if isinstance(event, Failed):
+                    return event
+                handle(self._received(event))
+        return None
+
+    def _received(self, event: Any) -> Event:
+        self._owed.heard(event)
+        if isinstance(event, Ready):
+            self._chunk_seconds = max(event.world.chunk_seconds, default=0.0)
+            handle = reduction.recv_handle(self._pipe)
+            self._memory, self._block_bytes = mmap.mmap(handle, event.blocks * event.block_bytes), event.block_bytes
+            os.close(handle)
+        if isinstance(event, Made):
+            return self._copied(event)
+        return event
+
+    def _copied(self, made: Made) -> Chunk:
+        """The chunk with frames of its own, so that its block goes back at once."""
+        assert self._memory is not None, "a chunk came before the memory it lies in"
+        offset, count = made.block * self._block_bytes, int(np.prod(made.shape))
+        frames = np.frombuffer(self._memory, np.uint8, count, offset).reshape(made.shape).copy()
+        self.send(Return(made.block))
+        return dataclasses.replace(made.chunk, frames=frames)
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while commands := self._outbox.take():
+                for command in commands:
+                    self._pipe.send(command)
+
+    def end(self, timeout: float) -> None:
+        """Close the pipe, which ends the process, and see that it has gone."""
+        self._outbox.close()
+        with self._ending:
+            self._shut()
+            self.process.join(timeout)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+
+    def close(self) -> None:
+        """Give back the pipe; after end(), by the thread that reads."""
+        self._writer.join()
+        self._pipe.close()
+
+    def _shut(self) -> None:
+        # close() alone would leave a thread that waits in poll() or send() waiting; shutdown() wakes both.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+class _Owed:
+    """Since when the engine owes a chunk and says nothing."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._credit: Credit | None = None
+        self._since = 0.0
+
+    def note(self, command: Command) -> None:
+        """Count what a command allows; the wait begins when the first session is due."""
+        with self._lock:
+            if self._credit is None:
+                return
+            idle = not self._credit.due()
+            match command:
+                case Open(session):
+                    self._credit.open(session)
+                case Grant(session, frame):
+                    self._credit.grant(session, frame)
+                case Close(session):
+                    self._credit.close(session)
+            if idle:
+                self._since = self._clock()
+
+    def heard(self, event: Any) -> None:
+        """Count what an event gives; the wait begins anew."""
+        with self._lock:
+            self._since = self._clock()
+            match event:
+                case Ready(world):
+                    self._credit = Credit(world)
+                case Made(chunk, _, shape) if self._credit:
+                    self._credit.made(chunk.session, shape[0])
+                case Ended(session) | Refused(session) if self._credit:
+                    self._credit.close(session)
+
+    def seconds(self) -> float:
+        """How long the engine has been silent with a chunk due; 0 when it owes none."""
+        with self._lock:
+            return self._clock() - self._since if self._credit and self._credit.due() else 0.0
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return f"by {signal.Signals(-exitcode).name}"
+    return f"with code {exitcode}"
+
+
+# The engine's process.
+
+
+def _serve(pipe: Connection, factory: str, options: dict[str, Any]) -> None:
+    """The process: build, warm, then step whenever a session is due, until the pipe closes."""
+    # The server ends this process by the pipe; a Ctrl-C in its terminal is not meant for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Read when torch is imported: its threads sleep while they wait, and leave the cores to the encoders.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    try:
+        engine = _build(factory, options)
+        world = engine.prewarm(lambda done, total: pipe.send(Progress(done, total)))
+        _Servant(pipe, inbox, engine, world).run()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+    except Exception as error:  # whatever a model can raise: the server must hear of it in words
+        _confess(pipe, error)
+
+
+def _build(factory: str, options: dict[str, Any]) -> Engine:
+    module, _, name = factory.partition(":")
+    return getattr(importlib.import_module(module), name)(**options)
+
+
+def _confess(pipe: Connection, error: Exception) -> None:
+    users = isinstance(error, ValueError | FileNotFoundError)
+    if not users:
+        log.exception("the engine broke")
+    with contextlib.suppress(OSError):
+        pipe.send(Failed(str(error) if users else f"the engine broke: {type(error).__name__}: {error}", not users))
+
+
+def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Command]") -> None:
+    """Take commands off the pipe at once; the server's end closed means that this process has no one left."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            inbox.put(pipe.recv())
+    os._exit(0)
+
+
+class _Servant:
+    """The loop of the engine's process. Idle, it blocks on its inbox."""
+
+    def __init__(self, pipe: Connection, inbox: "queue.SimpleQueue[Command]", engine: Engine, world: World) -> None:
+        self._pipe, self._inbox, self._engine = pipe, inbox, engine
+        self._credit = Credit(world)
+        self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
+        self._free = list(range(world.slots + 1))
+        self._memory = self._share(world)
+
+    def _share(self, world: World) -> mmap.mmap:
+        """Make the shared memory and hand it over with the news that the engine is ready."""
+        blocks = len(self._free)
+        handle = os.memfd_create("chunkcast-frames")
+        os.ftruncate(handle, blocks * self._block_bytes)
+        self._pipe.send(Ready(world, blocks, self._block_bytes))
+        reduction.send_handle(self._pipe, handle, os.getppid())
+        memory = mmap.mmap(handle, blocks * self._block_bytes)
+        os.close(handle)
+        return memory
+
+    def run(self) -> None:
+        """Obey what has come, step what is due; without either, wait."""
+        while True:
+            self._obey_all(wait=not self._credit.due())
+            if due := self._credit.due():
+                for result in self._engine.step(due):
+                    self._give(result)
+
+    def _obey_all(self, wait: bool) -> None:
+        if wait:
+            self._obey(self._inbox.get())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._obey(self._inbox.get_nowait())
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Open(session, spec):
+                self._open(session, spec)
+            case Steer(session, control) if session in self._credit:
+                self._engine.control(session, control)
+            case Grant(session, frame):
+                self._credit.grant(session, frame)
+            case Close(session):
+                self._engine.close(session)
+                self._credit.close(session)
+            case Return(block):
+                self._free.append(block)
+
+    def _open(self, session: str, spec: SessionSpec) -> None:
+        try:
+            self._engine.open(spec)
+        except (ValueError, WorldFull) as error:
+            self._pipe.send(Refused(session, str(error)))
+        else:
+            self._credit.open(session)
+
+    def _give(self, result: Chunk | Ended) -> None:
+        if isinstance(result, Ended):
+            self._credit.close(result.session)
+            self._pipe.send(result)
+            return
+        self._credit.made(result.session, len(result.frames))
+        while not self._free:
+            self._obey(self._inbox.get())
+        block = self._free.pop()
+        offset, frames = block * self._block_bytes, result.frames
+        assert frames.nbytes <= self._block_bytes, f"a chunk of {frames.nbytes} bytes for {self._block_bytes}"
+        np.frombuffer(self._memory, np.uint8, frames.size, offset).reshape(frames.shape)[...] = frames
+        self._pipe.send(Made(dataclasses.replace(result, frames=_NO_FRAMES), block, frames.shape))

@@ -1,0 +1,87 @@
+"""An engine without a model: a bar that the keys move over a colour that the prompt chooses."""
+
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World, WorldFull
+
+WIDTH, HEIGHT, FPS, CHUNK_FRAMES = 160, 96, 16, 4
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+class FakeEngine:
+    """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
+
+    "die" kills the process in its next step, "hang" never returns, "explode" raises, "stop" ends its session.
+    """
+
+    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail=""):
+        self.world = World("fake", WIDTH, HEIGHT, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule)
+        self.seconds, self.load_seconds, self.fail = seconds, load_seconds, fail
+        self.sessions: dict[str, dict] = {}
+
+    def prewarm(self, progress):
+        if self.fail:
+            raise ValueError(self.fail)
+        progress(1, 2)
+        time.sleep(self.load_seconds)
+        return self.world
+
+    def open(self, spec: SessionSpec):
+        if len(self.sessions) == self.world.slots:
+            raise WorldFull
+        if spec.prompt == "refuse":
+            raise ValueError("this prompt is refused")
+        self.sessions[spec.session] = {"prompt": spec.prompt, "control": Control(), "frame": 0, "x": spec.seed % WIDTH}
+
+    def control(self, session: str, control: Control):
+        state = self.sessions[session]
+        state["control"] = state["control"].then(control)
+
+    def close(self, session: str):
+        self.sessions.pop(session, None)
+
+    def step(self, sessions=None):
+        return [self._chunk(session) for session in (list(self.sessions) if sessions is None else sessions)]
+
+    def _chunk(self, session: str):
+        state = self.sessions[session]
+        control = state["control"]
+        state["prompt"] = control.prompt or state["prompt"]
+        state["control"] = replace(control, prompt=None)
+        self._break_if_told(state["prompt"])
+        if state["prompt"] == "stop":
+            self.close(session)
+            return Ended(session, "the engine gave up this session")
+        time.sleep(self.seconds)
+        speed = 4 * (("l" in control.keys) - ("j" in control.keys)) + 1
+        first, state["frame"] = state["frame"], state["frame"] + CHUNK_FRAMES
+        frames = np.stack([self._draw(state, speed) for _ in range(CHUNK_FRAMES)])
+        words = tuple(word for word in state["prompt"].split() if word not in COLOURS)
+        seconds = {"total": self.seconds}
+        return Chunk(
+            session, first // CHUNK_FRAMES, first, frames, control.sequence, f"a {state['prompt']} bar", words, seconds
+        )
+
+    def _draw(self, state, speed):
+        state["x"] = (state["x"] + speed) % WIDTH
+        frame = np.empty((HEIGHT, WIDTH, 3), np.uint8)
+        frame[:] = COLOURS.get(state["prompt"].split()[0], (90, 90, 90))
+        frame[:, state["x"] : state["x"] + 12] = 250
+        return frame
+
+    def _break_if_told(self, prompt: str):
+        if prompt == "die":
+            os._exit(3)
+        if prompt == "hang":
+            time.sleep(3600)
+        if prompt == "explode":
+            raise RuntimeError("out of paint")
+
+
+def build(**options):
+    """The factory that a Worker is given: "fake_engine:build"."""
+    return FakeEngine(**options)

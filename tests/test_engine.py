@@ -1,0 +1,301 @@
+"""The real engine at small width with random weights: isolation, boundaries, pictures, endings."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
+from pipeline.engine import Engine, build
+from pipeline.load import Parts
+from pipeline.presets import Preset
+from pipeline.sampler import steps_from_indexes
+from pipeline.text_encoder import EncodedPrompt, PromptCache
+from pipeline.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(
+    dim=48, ffn_dim=96, heads=4, layers=2, in_channels=4, out_channels=4, text_dim=16, text_rows=8, camera_channels=384
+)
+PRESET = Preset(
+    name="small",
+    summary="for tests",
+    transformer=CONFIG,
+    steps=steps_from_indexes((0, 500), shift=3.0),
+    chunk=2,
+    window=6,
+    sink=2,
+    control="cam",
+    image="none",
+    height=64,
+    width=96,
+)
+BATCH_TOLERANCE = 1e-5
+
+
+class Text:
+    """Rows that depend on the prompt's characters; counts how often it had to encode."""
+
+    def __init__(self):
+        self.encoded = 0
+
+    def encode(self, prompt: str) -> EncodedPrompt:
+        self.encoded += 1
+        rows = torch.tensor([ord(c) for c in prompt[:8]]).float().unsqueeze(1)
+        return EncodedPrompt(torch.sin(rows * torch.arange(1, 17)), f"scene of {prompt}", ("xyzzy",))
+
+    def merge(self, previous: str, prompt: str) -> str:
+        return prompt
+
+
+class Decoder:
+    """Each frame is the latent's first channels made large, plus what the decoder saw before."""
+
+    def reset(self) -> None:
+        self.past = None
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        first = self.past is None
+        self.past = latent[:3] if first else 0.5 * self.past + latent[:3]
+        large = self.past.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        return large.repeat_interleave(4, 1)[:, 3 if first else 0 :].clamp(-1, 1)
+
+
+class Vae:
+    dtype = torch.float32
+
+    def decoder(self) -> Decoder:
+        return Decoder()
+
+
+def small_engine(preset: Preset = PRESET, text: Text | None = None, **options) -> Engine:
+    torch.manual_seed(0)
+    model = Transformer(preset.transformer).eval().requires_grad_(False)
+    return Engine(preset, Parts(model, Vae(), PromptCache(text or Text())), **options)
+
+
+def spec(name: str, prompt: str = "a meadow", seed: int = 1, **more) -> SessionSpec:
+    return SessionSpec(name, prompt, seed, **more)
+
+
+class Latents:
+    """An engine's clean latents by session, as they reach the decoder."""
+
+    def __init__(self, engine: Engine, monkeypatch):
+        self.by_session: dict[str, list[torch.Tensor]] = {}
+        decode_slot = engine._decode_slot
+
+        def recording(slot, latent):
+            self.by_session.setdefault(slot.spec.session, []).append(latent.clone())
+            return decode_slot(slot, latent)
+
+        monkeypatch.setattr(engine, "_decode_slot", recording)
+
+    def of(self, session: str) -> torch.Tensor:
+        return torch.stack(self.by_session[session])
+
+
+CONTROLS = {0: Control(1, frozenset("w")), 3: Control(2, frozenset("l"), "a desert"), 5: Control(3, frozenset("wj"))}
+
+
+def walk(engine: Engine, session: str, chunk: int) -> None:
+    """The controls of the session that every isolation test watches, by the chunk they come before."""
+    if chunk in CONTROLS:
+        engine.control(session, CONTROLS[chunk])
+
+
+def run_alone(monkeypatch, chunks: int = 8, **options) -> torch.Tensor:
+    engine = small_engine(**options)
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    for chunk in range(chunks):
+        walk(engine, "watched", chunk)
+        engine.step()
+    return latents.of("watched")
+
+
+def run_beside_strangers(monkeypatch, chunks: int = 8, **options) -> torch.Tensor:
+    """One stranger joins two chunks later and leaves, another takes the slot."""
+    engine = small_engine(**options)
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    for chunk in range(chunks):
+        if chunk == 2:
+            engine.open(spec("stranger", "a night city", seed=99))
+        if chunk == 5:
+            engine.close("stranger")
+            engine.open(spec("another", "a shore", seed=7))
+        engine.control("stranger", Control(chunk, frozenset("sd")))
+        walk(engine, "watched", chunk)
+        engine.step()
+    return latents.of("watched")
+
+
+def test_in_turns_a_session_has_the_same_bits_alone_and_beside_strangers(monkeypatch):
+    assert torch.equal(run_alone(monkeypatch, schedule="turns"), run_beside_strangers(monkeypatch, schedule="turns"))
+
+
+def test_in_parallel_a_session_has_the_same_bits_alone_and_beside_strangers(monkeypatch):
+    alone = run_alone(monkeypatch, schedule="parallel")
+    assert torch.equal(alone, run_beside_strangers(monkeypatch, schedule="parallel"))
+    assert (alone - run_alone(monkeypatch, schedule="turns")).norm() / alone.norm() < BATCH_TOLERANCE
+
+
+def test_in_one_batch_a_session_comes_within_1e_5_of_itself_alone(monkeypatch):
+    alone, beside = run_alone(monkeypatch, schedule="batch"), run_beside_strangers(monkeypatch, schedule="batch")
+    assert (alone - beside).norm() / alone.norm() < BATCH_TOLERANCE
+
+
+def test_the_watched_session_depends_on_its_controls(monkeypatch):
+    """So that the tests of isolation cannot pass on a model that ignores what it is told."""
+    steered = run_alone(monkeypatch)
+    engine = small_engine()
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    engine.step(), engine.step()
+    assert not torch.allclose(steered[1], latents.of("watched")[1], atol=1e-4)
+
+
+def test_prewarm_leaves_the_bits_as_they_were(monkeypatch):
+    cold = run_alone(monkeypatch)
+    engine = small_engine()
+    world = engine.prewarm()
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    for chunk in range(8):
+        walk(engine, "watched", chunk)
+        engine.step()
+    assert world.slots == 2 and len(world.chunk_seconds) == 2
+    assert torch.equal(cold, latents.of("watched"))
+
+
+def test_a_context_pass_by_itself_gives_what_one_within_the_next_chunk_gives(monkeypatch):
+    engine = small_engine()
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    for chunk in range(8):
+        walk(engine, "watched", chunk)
+        engine.step()
+        engine.settle()
+    apart, along = latents.of("watched"), run_alone(monkeypatch)
+    assert (apart - along).norm() / along.norm() < BATCH_TOLERANCE
+
+
+def test_the_first_chunk_is_shorter_and_frames_are_counted_on():
+    engine = small_engine()
+    engine.open(spec("a"))
+    chunks = [engine.step()[0] for _ in range(3)]
+    assert [(c.index, c.first_frame, c.frames.shape) for c in chunks] == [
+        (0, 0, (5, 64, 96, 3)),
+        (1, 5, (8, 64, 96, 3)),
+        (2, 13, (8, 64, 96, 3)),
+    ]
+    assert chunks[0].frames.dtype == np.uint8 and set(chunks[0].seconds) == {"prepare", "denoise", "decode", "total"}
+
+
+def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
+    engine = small_engine()
+    engine.open(spec("a"))
+    engine.control("a", Control(4, frozenset("w")))
+    engine.control("a", Control(5, frozenset("l"), "a desert"))
+    (chunk,) = engine.step()
+    assert (chunk.sequence, chunk.scene, chunk.unknown_words) == (5, "scene of a desert", ("xyzzy",))
+
+
+def test_only_the_named_sessions_are_stepped():
+    engine = small_engine()
+    engine.open(spec("a")), engine.open(spec("b"))
+    assert [chunk.session for chunk in engine.step(["b"])] == ["b"]
+    assert [(chunk.session, chunk.index) for chunk in engine.step()] == [("a", 0), ("b", 1)]
+
+
+def test_a_full_engine_refuses_the_third_and_takes_it_when_one_has_gone():
+    engine = small_engine()
+    engine.open(spec("a")), engine.open(spec("b"))
+    with pytest.raises(WorldFull):
+        engine.open(spec("c"))
+    engine.close("a")
+    engine.open(spec("c"))
+    assert {chunk.session for chunk in engine.step()} == {"b", "c"}
+
+
+def test_a_slot_with_broken_latents_ends_and_its_neighbour_keeps_its_bits(monkeypatch):
+    engine = small_engine(schedule="turns")
+    latents = Latents(engine, monkeypatch)
+    noise = engine._noise
+
+    def poisoned(slots, step):
+        made = noise(slots, step)
+        rows = [row for row, slot in enumerate(slots) if slot.spec.session == "sick" and slot.chunk == 2]
+        made[rows] = float("nan")
+        return made
+
+    monkeypatch.setattr(engine, "_noise", poisoned)
+    engine.open(spec("watched")), engine.open(spec("sick", seed=5))
+    results = []
+    for chunk in range(8):
+        walk(engine, "watched", chunk)
+        results += engine.step()
+    ended = [result for result in results if isinstance(result, Ended)]
+    assert [end.session for end in ended] == ["sick"] and "not finite" in ended[0].reason
+    assert torch.equal(latents.of("watched"), run_alone(monkeypatch))
+
+
+def test_closing_a_session_that_has_gone_is_no_error():
+    engine = small_engine()
+    engine.close("nobody")
+    engine.control("nobody", Control(1))
+    assert engine.step() == []
+
+
+def test_a_prompt_is_encoded_once_until_the_cache_is_cleared():
+    encoder = Text()
+    engine = small_engine(text=encoder)
+    for name in ("a", "b"):
+        engine.open(spec(name, "the same"))
+        engine.close(name)
+    assert encoder.encoded == 1
+    engine.clear_text_cache()
+    engine.open(spec("c", "the same"))
+    assert encoder.encoded == 2
+
+
+def test_a_script_moves_the_camera_like_held_keys_do():
+    held, scripted = small_engine(), small_engine()
+    held.open(spec("a"))
+    scripted.open(spec("a", script=(frozenset("l"),) * 12))
+    for _ in range(2):
+        held.control("a", Control(1, frozenset("l")))
+        assert np.array_equal(held.step()[0].frames, scripted.step()[0].frames)
+
+
+def test_a_model_of_pictures_asks_for_one_and_a_model_of_prompts_refuses_one():
+    with pytest.raises(ValueError, match="takes no picture"):
+        small_engine().open(spec("a", image=b"not a picture"))
+    config = dataclasses.replace(CONFIG, in_channels=4 + 4 + 4)
+    pictures = small_engine(dataclasses.replace(PRESET, transformer=config, image="channels"))
+    with pytest.raises(ValueError, match="give it one"):
+        pictures.open(spec("a"))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"preset": "huge"}, "no preset 'huge'; there are tiny"),
+        ({"slots": 0}, "at least 1"),
+        ({"schedule": "random"}, "auto, batch, turns, parallel"),
+        ({"device": "tpu"}, "auto, cpu or cuda"),
+        ({"preset": "lingbot-world-fast"}, "--weights"),
+        ({"weights": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_would_be_right(options, words):
+    with pytest.raises(ValueError, match=words):
+        build(**options)
+
+
+def test_every_result_is_a_chunk_with_finite_times():
+    engine = small_engine()
+    engine.open(spec("a"))
+    (chunk,) = engine.step()
+    assert isinstance(chunk, Chunk) and all(seconds >= 0 for seconds in chunk.seconds.values())

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from pipeline.kv_cache import KVCache, sink_beside_chunk
+
+TOKENS, HEADS, WIDTH = 2, 2, 6
+
+
+def make(window, sink, slots=1):
+    return KVCache(1, slots, window, sink, TOKENS, HEADS, WIDTH, torch.float32, "cpu")
+
+
+def naive(q, keys, values):
+    keys, values = torch.cat(keys), torch.cat(values)
+    scores = torch.einsum("lhd,shd->hls", q, keys) / WIDTH**0.5
+    return torch.einsum("hls,shd->lhd", scores.softmax(-1), values)
+
+
+def chunk_of(frames):
+    return torch.randn(3, frames * TOKENS, HEADS, WIDTH)
+
+
+def seen_frames(history, window, sink):
+    """What a window with a sink holds, by its definition: the first and the newest frames."""
+    return history if len(history) <= window else history[:sink] + history[len(history) - (window - sink) :]
+
+
+@pytest.mark.parametrize(
+    "window, sink, chunk", [(4, 1, 1), (4, 0, 2), (7, 2, 3), (5, 0, 3), (8, 3, 3), (3, 0, 3), (12, 3, 3), (9, 4, 2)]
+)
+def test_the_ring_attends_to_the_sink_and_the_newest_frames_and_nothing_else(window, sink, chunk):
+    torch.manual_seed(0)
+    cache = make(window, sink)
+    keys, values = [], []
+    for _ in range(9):
+        view = cache.view([0], chunk, 1, TOKENS)
+        for _ in range(2):  # a denoising pass, which the pass after it overwrites
+            q, k, v = chunk_of(chunk)
+            result = view.attend(0, q[None], k[None], v[None])[0]
+        keys += k.split(TOKENS)
+        values += v.split(TOKENS)
+        cache.advance([0], chunk)
+        expected = naive(q, seen_frames(keys, window, sink), seen_frames(values, window, sink))
+        torch.testing.assert_close(result, expected)
+
+
+def test_slots_at_different_positions_do_not_see_each_other():
+    torch.manual_seed(0)
+    company, alone = make(4, 1, slots=2), make(4, 1)
+    for number in range(8):
+        q, k, v = torch.randn(3, 2, TOKENS, HEADS, WIDTH)
+        if number >= 3:  # the stranger joins later
+            together = company.view([0, 1], 1, 1, TOKENS).attend(0, q, k, v)[:1]
+            company.advance([0, 1], 1)
+        else:
+            together = company.view([0], 1, 1, TOKENS).attend(0, q[:1], k[:1], v[:1])
+            company.advance([0], 1)
+        solo = alone.view([0], 1, 1, TOKENS).attend(0, q[:1], k[:1], v[:1])
+        alone.advance([0], 1)
+        assert torch.equal(together, solo)
+    assert (company.position(0), company.position(1)) == (8, 5)
+
+
+def test_a_reset_slot_sees_nothing_of_the_stream_before():
+    torch.manual_seed(0)
+    used, fresh = make(4, 1), make(4, 1)
+    for _ in range(6):
+        used.view([0], 1, 1, TOKENS).attend(0, *chunk_of(1)[:, None])
+        used.advance([0], 1)
+    used.reset(0)
+    q, k, v = chunk_of(1)[:, None]
+    again = used.view([0], 1, 1, TOKENS).attend(0, q, k, v)
+    assert torch.equal(again, fresh.view([0], 1, 1, TOKENS).attend(0, q, k, v))
+
+
+def test_positions_are_absolute_and_a_view_holds_one_row_of_angles_a_slot():
+    cache = make(4, 1, slots=2)
+    cache.advance([1], 5000)
+    cos, _ = cache.view([0, 1], 2, 1, TOKENS).rope
+    assert cos.shape == (2, 2 * TOKENS, WIDTH // 2)
+    assert torch.equal(cos[1, ::TOKENS, 0], torch.tensor([5000.0, 5001.0], dtype=torch.float64).cos().float())
+
+
+def test_a_chunk_with_no_room_beside_the_sink_is_refused():
+    with pytest.raises(ValueError, match="a chunk of 3 latent frames has no room"):
+        make(4, 2).view([0], 3, 1, TOKENS)
+    with pytest.raises(ValueError, match="must be smaller than the window"):
+        make(4, 4)
+
+
+def test_the_chunk_takes_the_sinks_last_frames_where_both_do_not_fit():
+    assert sink_beside_chunk(7, 2, 3) == 2
+    assert sink_beside_chunk(4, 2, 3) == 1
+    with pytest.raises(ValueError, match="does not fit into a window of 2"):
+        sink_beside_chunk(2, 0, 3)

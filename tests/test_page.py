@@ -1,0 +1,432 @@
+"""The page in a real Chromium; the server is a script and the picture a canvas (tests/studio.js)."""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from browser import HOST, browser, open_page
+
+__all__ = ["browser"]
+
+pytestmark = pytest.mark.browser
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages, closes them after the test, and fails it for every fault in the page's modules."""
+    pages = []
+
+    def visit_(address="/", **context):
+        page, script = open_page(browser, address, **context)
+        pages.append(page)
+        script.wait(lambda: script.connections and (script.messages or not script.reachable), "the page says hello")
+        return page, script
+
+    yield visit_
+    faults = [fault for page in pages for fault in page.faults]
+    for page in pages:
+        page.context.close()
+    assert not faults
+
+
+@pytest.fixture
+def live(visit):
+    """As `visit`, and waits until the picture is there."""
+
+    def live_(address="/", **context):
+        page, script = visit(address, **context)
+        script.live()
+        wait_for_state(page, "live")
+        return page, script
+
+    return live_
+
+
+def wait_for_state(page, state):
+    page.wait_for_function("state => document.documentElement.dataset.state === state", arg=state, timeout=8000)
+
+
+def held(script):
+    return script.of("keys")[-1]["held"] if script.of("keys") else None
+
+
+def pressed(page):
+    return page.eval_on_selector_all(
+        "[data-key][aria-pressed=true]", "all => all.map(one => one.dataset.key).sort().join('')"
+    )
+
+
+def test_the_first_visit_asks_for_a_world_without_a_click(visit):
+    page, script = visit()
+    hello = script.of("hello")[0]
+    assert hello["prompt"] and hello["prompt"] == page.input_value("#prompt")
+    assert hello["seed"] is None
+
+
+def test_the_address_gives_prompt_and_seed(visit):
+    _, script = visit("/?prompt=a%20lava%20field&seed=42")
+    assert script.of("hello")[0] == {"type": "hello", "version": 1, "prompt": "a lava field", "seed": 42}
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "9007199254740993"])
+def test_a_seed_that_cannot_be_is_left_to_the_server(visit, seed):
+    _, script = visit(f"/?prompt=snow&seed={seed}")
+    assert script.of("hello")[0]["seed"] is None
+
+
+def test_a_live_session_plays_its_picture_and_shows_seed_and_rate(live):
+    page, _ = live()
+    assert page.evaluate("studio.requests") == ["POST /whep?session=secret"]
+    assert page.inner_text("#seed-number") == "7"
+    page.wait_for_function("parseFloat(document.getElementById('fps').textContent) > 8")
+
+
+def test_the_page_asks_no_other_host(live):
+    page, _ = live()
+    assert page.hosts == {HOST.removeprefix("http://")}
+
+
+def test_a_held_key_is_sent_lights_up_is_repeated_and_let_go(live):
+    page, script = live()
+    page.keyboard.down("w")
+    page.keyboard.down("l")
+    script.wait(lambda: held(script) == ["l", "w"], "both keys are sent as held")
+    assert pressed(page) == "lw"
+    count = len(script.of("keys"))
+    script.wait(lambda: len(script.of("keys")) >= count + 3, "held keys are sent again", limit_ms=1000)
+    repeats = script.of("keys")[count:]
+    assert all(message["held"] == ["l", "w"] for message in repeats)
+    assert len({message["seq"] for message in repeats}) == 1
+    page.keyboard.up("w")
+    page.keyboard.up("l")
+    script.wait(lambda: held(script) == [], "no key is held")
+    count = len(script.of("keys"))
+    page.wait_for_timeout(500)
+    assert len(script.of("keys")) == count, "with no key held nothing is repeated"
+
+
+def test_sequence_numbers_rise_over_keys_prompts_and_restarts(live):
+    page, script = live()
+    page.keyboard.press("w")
+    page.fill("#prompt", "snow")
+    page.press("#prompt", "Enter")
+    page.click("#again")
+    script.wait(lambda: script.of("restart"), "a restart is sent")
+    numbers = [message["seq"] for message in script.messages if "seq" in message]
+    assert numbers == sorted(numbers)
+    assert script.of("keys")[-1]["seq"] < script.of("restart")[0]["seq"] or held(script) == []
+
+
+def test_a_tap_holds_its_key_for_a_whole_chunk(live):
+    page, script = live()
+    page.keyboard.press("w")
+    assert pressed(page) == "w"
+    page.wait_for_timeout(100)
+    assert held(script) == ["w"]
+    script.wait(lambda: held(script) == [], "the tap ends", limit_ms=1000)
+
+
+def test_two_quick_taps_hold_the_key_once_and_let_it_go(live):
+    page, script = live()
+    page.keyboard.press("w")
+    page.keyboard.press("w")
+    script.wait(lambda: held(script) == [], "the taps end", limit_ms=1500)
+    page.wait_for_timeout(300)
+    assert held(script) == [] and pressed(page) == ""
+
+
+def test_arrow_keys_walk_and_turn(live):
+    page, script = live()
+    page.keyboard.down("ArrowUp")
+    page.keyboard.down("ArrowLeft")
+    script.wait(lambda: held(script) == ["j", "w"], "arrows stand for w and j")
+
+
+def test_typing_a_prompt_never_moves_the_camera(live):
+    page, script = live()
+    before = len(script.of("keys"))
+    page.focus("#prompt")
+    page.keyboard.type("wasd ijkl snow")
+    assert len(script.of("keys")) == before and pressed(page) == ""
+    page.keyboard.press("Enter")
+    script.wait(lambda: script.of("prompt"), "the prompt is sent")
+    assert script.of("prompt")[0]["text"] == "wasd ijkl snow"
+    assert page.evaluate("document.activeElement.id") == "stage"
+
+
+def test_escape_gives_the_old_prompt_and_the_keys_back(live):
+    page, script = live("/?prompt=a%20desert")
+    page.focus("#prompt")
+    page.keyboard.type("never mind")
+    page.keyboard.press("Escape")
+    assert page.input_value("#prompt") == "a desert"
+    page.keyboard.down("w")
+    script.wait(lambda: held(script) == ["w"], "keys walk again")
+    assert not script.of("prompt")
+
+
+def test_enter_on_the_picture_leads_to_the_prompt(live):
+    page, _ = live()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+
+
+def test_a_shortcut_of_the_browser_is_no_step(live):
+    page, script = live()
+    before = len(script.of("keys"))
+    page.keyboard.press("Control+d")
+    page.wait_for_timeout(100)
+    assert len(script.of("keys")) == before
+
+
+@pytest.mark.parametrize("event", ["window.dispatchEvent(new Event('blur'))", "document.dispatchEvent(hidden)"])
+def test_keys_are_released_when_the_page_loses_the_keyboard(live, event):
+    page, script = live()
+    page.keyboard.down("w")
+    script.wait(lambda: held(script) == ["w"], "the key is held")
+    page.evaluate(event.replace("hidden", "new Event('visibilitychange')"))
+    script.wait(lambda: held(script) == [], "the key is released", limit_ms=1000)
+    assert pressed(page) == ""
+
+
+def test_two_fingers_hold_two_keys_and_may_slide(live):
+    page, script = live(**PHONE)
+    cdp = page.context.new_cdp_session(page)
+
+    def touch(kind, **keys):
+        points = []
+        for number, key in enumerate(keys.values()):
+            box = page.locator(f"[data-key={key}]").bounding_box()
+            points.append({"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "id": number})
+        cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", left="w")
+    touch("touchStart", left="w", right="l")
+    script.wait(lambda: held(script) == ["l", "w"], "two fingers, two keys")
+    touch("touchMove", left="d", right="l")
+    script.wait(lambda: held(script) == ["d", "l"], "a finger slides to the next key")
+    page.wait_for_timeout(700)
+    assert held(script) == ["d", "l"], "a long touch stays a held key"
+    touch("touchEnd")
+    script.wait(lambda: held(script) == [], "no finger, no key")
+    assert page.evaluate("[scrollX, scrollY, visualViewport.scale, String(getSelection())].join()") == "0,0,1,"
+
+
+def test_a_focused_key_button_is_held_by_space(live):
+    page, script = live()
+    page.focus("[data-key=a]")
+    page.keyboard.down(" ")
+    script.wait(lambda: held(script) == ["a"], "space holds the focused key")
+    page.keyboard.up(" ")
+    script.wait(lambda: held(script) == [], "and lets it go")
+
+
+def test_the_line_is_shown_live_and_the_page_enters_by_itself(visit):
+    page, script = visit()
+    script.send("queued", place=2, waiting=3, reason="The world is full.")
+    wait_for_state(page, "waiting")
+    assert page.inner_text("#place") == "2" and "The world is full." in page.inner_text("#veil-text")
+    script.send("queued", place=1, waiting=1, reason="The world is full.")
+    page.wait_for_function("document.getElementById('place').textContent === '1'")
+    script.live()
+    wait_for_state(page, "live")
+    assert len(script.of("hello")) == 1
+
+
+def test_a_lost_server_is_told_and_found_again_with_the_same_wish(live):
+    page, script = live("/?prompt=a%20desert")
+    page.keyboard.down("w")
+    script.reachable = False
+    script.drop()
+    wait_for_state(page, "lost")
+    assert "Trying again by itself" in page.inner_text("#veil-text") and pressed(page) == ""
+    script.reachable = True
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    assert script.of("hello")[1]["prompt"] == "a desert" and script.of("hello")[1]["seed"] == 7
+    script.live()
+    wait_for_state(page, "live")
+
+
+def test_the_viewer_need_not_wait_for_the_next_try(live):
+    page, script = live()
+    script.reachable = False
+    script.drop()
+    script.wait(lambda: script.connections >= 3, "two tries have failed")
+    script.reachable = True
+    page.click("#veil-action")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back at once", limit_ms=1000)
+
+
+def test_an_ended_session_says_why_and_begins_again(live):
+    page, script = live()
+    script.send("ended", reason="The engine was restarted.")
+    wait_for_state(page, "lost")
+    assert "The engine was restarted." in page.inner_text("#veil-text")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+
+
+def test_a_refused_picture_is_explained_and_asked_for_again(visit):
+    page, script = visit()
+    page.evaluate("studio.refuse = { status: 503, body: JSON.stringify({ detail: 'All slots are taken.' }) }")
+    script.live()
+    page.wait_for_function("document.getElementById('veil-text').textContent.includes('All slots are taken.')")
+    page.evaluate("studio.refuse = null")
+    wait_for_state(page, "live")
+    assert len(script.of("hello")) == 1
+
+
+def test_a_picture_that_stands_still_is_fetched_again(live):
+    page, script = live()
+    page.evaluate("studio.drawing = false")
+    page.wait_for_function("studio.requests.filter(one => one.startsWith('POST')).length === 2", timeout=15_000)
+    assert page.evaluate("studio.requests[1]") == "DELETE /whep/1", "the old one is given back first"
+    page.evaluate("studio.drawing = true")
+    wait_for_state(page, "live")
+    assert len(script.of("hello")) == 1
+
+
+def test_a_refused_first_prompt_can_be_mended(visit):
+    page, script = visit()
+    script.welcomes = False
+    script.drop()
+    script.wait(lambda: len(script.of("hello")) == 2, "the page says hello again")
+    script.send("error", message="the prompt is too strange")
+    page.wait_for_function("document.getElementById('veil-text').textContent === 'the prompt is too strange'")
+    page.fill("#prompt", "snow")
+    page.press("#prompt", "Enter")
+    script.wait(lambda: script.of("hello")[-1]["prompt"] == "snow", "hello goes out again with the new prompt")
+
+
+def test_the_time_from_key_to_screen_is_reported_and_shown(live):
+    page, script = live()
+    page.wait_for_function("studio.rtp !== undefined")
+    page.keyboard.down("w")
+    script.wait(lambda: held(script) == ["w"], "the key is sent")
+    seq = script.of("keys")[-1]["seq"]
+    script.send("applied", seq=seq, chunk=3, frame=12, rtp=(page.evaluate("studio.rtp") + 9000) % 2**32)
+    script.wait(lambda: script.of("shown"), "the frame is reported")
+    shown = script.of("shown")[0]
+    assert shown["seq"] == seq and 0 < shown["ms"] < 3000
+    assert page.inner_text("#latency-ms") == str(round(shown["ms"]))
+
+
+def test_without_a_timestamp_no_time_is_made_up(live):
+    page, script = live()
+    page.keyboard.down("w")
+    script.wait(lambda: held(script) == ["w"], "the key is sent")
+    script.send("applied", seq=script.of("keys")[-1]["seq"], chunk=3, frame=12, rtp=None)
+    page.wait_for_timeout(400)
+    assert not script.of("shown") and page.is_hidden("#latency")
+
+
+def test_rtp_timestamps_may_wrap_between_key_and_frame(visit):
+    page, _ = visit()
+    shown = page.evaluate(
+        """async () => {
+          const { Latency } = await import("./latency.js");
+          const shown = [];
+          const latency = new Latency((seq, ms) => shown.push([seq, ms]));
+          latency.sent(1, 1000);
+          latency.applied(1, 100);
+          latency.presented(2 ** 32 - 3000, 1050);
+          latency.presented(2700, 1100);
+          latency.sent(2, 1200);
+          latency.presented(8100, 1300);
+          latency.applied(2, 5400);
+          return shown;
+        }"""
+    )
+    assert shown == [[1, 100], [2, 100]]
+
+
+def test_what_was_understood_is_shown_as_text_and_never_as_markup(live):
+    page, script = live()
+    script.send("scene", text="desert, dusk", unknown_words=["<img src=x onerror=alert(1)>", "dragon"])
+    page.wait_for_function("document.getElementById('scene').textContent === 'desert, dusk'")
+    assert page.inner_text("#unknown").endswith("not understood: <img src=x onerror=alert(1)>, dragon")
+    assert page.locator("#understood img").count() == 0
+
+
+def test_an_example_is_one_click_away(live):
+    page, script = live()
+    page.focus("#prompt")
+    chip = page.locator("#examples button").nth(1)
+    chip.click()
+    script.wait(lambda: script.of("prompt"), "the example is sent")
+    assert script.of("prompt")[0]["text"] == page.input_value("#prompt") == chip.text_content()
+
+
+def test_an_empty_prompt_is_not_sent_and_told(live):
+    page, script = live()
+    page.fill("#prompt", "   ")
+    page.press("#prompt", "Enter")
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('Say in a few words')")
+    assert not script.of("prompt")
+
+
+def test_a_new_world_keeps_the_words_and_the_peer_and_changes_the_seed(live):
+    page, script = live("/?prompt=a%20desert")
+    page.click("#again")
+    script.wait(lambda: script.of("restart"), "a restart is sent")
+    restart = script.of("restart")[0]
+    assert restart["prompt"] == "a desert" and restart["seed"] != 7
+    script.live(seed=restart["seed"])
+    page.wait_for_function(
+        "seed => document.getElementById('seed-number').textContent === seed", arg=str(restart["seed"])
+    )
+    assert page.evaluate("studio.requests.length") == 1
+
+
+def test_share_copies_a_link_that_leads_to_this_world(live):
+    page, _ = live("/?prompt=a%20desert", permissions=["clipboard-read", "clipboard-write"])
+    page.click("#share")
+    page.wait_for_function("document.getElementById('notice').textContent.includes('copied')")
+    link = urlsplit(page.evaluate("navigator.clipboard.readText()"))
+    assert parse_qs(link.query) == {"prompt": ["a desert"], "seed": ["7"]}
+
+
+def test_a_refusal_of_the_server_is_shown(live):
+    page, script = live()
+    script.send("error", message="no such key: x", seq=3)
+    page.wait_for_function("document.getElementById('notice').textContent === 'no such key: x'")
+    assert page.evaluate("document.documentElement.dataset.state") == "live"
+
+
+def test_an_unknown_message_is_a_fault_and_not_passed_over(browser):
+    page, script = open_page(browser)
+    script.wait(lambda: script.messages, "the page says hello")
+    script.send("surprise")
+    script.wait(lambda: page.faults, "the page throws")
+    page.context.close()
+    assert re.search("no such message from the server", page.faults[0])
+
+
+def test_leaving_the_page_gives_the_slot_back_at_once(live):
+    page, script = live()
+    page.evaluate("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
+    script.wait(lambda: script.of("leave"), "the page says that it leaves")
+    assert page.evaluate("studio.requests.at(-1)") == "DELETE /whep/1"
+
+
+SIZES = [(360, 640), (390, 844), (640, 360), (844, 390), (768, 1024), (1440, 900), (3840, 2160)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_no_control_leaves_the_screen_or_covers_another(visit, size):
+    page, script = visit(viewport={"width": size[0], "height": size[1]})
+    script.live(seed=4294967295)
+    script.send("scene", text="desert, columns, dusk", unknown_words=["dragon"])
+    wait_for_state(page, "live")
+    boxes = page.eval_on_selector_all(
+        "header > *, .key, .line",
+        "all => all.map(one => [one.className || one.id, one.getBoundingClientRect().toJSON()])",
+    )
+    for name, box in boxes:
+        assert box["left"] >= 0 and box["top"] >= 0, (name, box)
+        assert box["right"] <= size[0] and box["bottom"] <= size[1], (name, box)
+    for index, (name, one) in enumerate(boxes):
+        for other_name, other in boxes[index + 1 :]:
+            apart = one["right"] <= other["left"] or other["right"] <= one["left"]
+            apart = apart or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
+            assert apart, (name, one, other_name, other)

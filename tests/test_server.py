@@ -1,0 +1,240 @@
+"""stream/server.py: the routes as clients use and misuse them, with the fake engine in its real process."""
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import httpx
+import pytest
+import uvicorn
+import websockets
+from test_webrtc import Player
+
+from stream.protocol import MAX_SEED
+from stream.server import FLOOD, Service, create_app
+
+HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without its own signal handlers, which belong to the main program."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+class Client:
+    """A server on a free port, and the ways to talk to it."""
+
+    def __init__(self, service, port):
+        self.service, self.port = service, port
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+
+    @contextlib.asynccontextmanager
+    async def page(self, **changes):
+        async with websockets.connect(f"ws://127.0.0.1:{self.port}/ws") as page:
+            await say(page, **{**HELLO, **changes})
+            yield page
+
+    async def ready(self):
+        async with asyncio.timeout(10):
+            while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
+                await asyncio.sleep(0.05)
+
+
+async def say(page, **message):
+    await page.send(json.dumps(message))
+
+
+async def hear(page, kind, seconds=10):
+    """The next message of a type."""
+    async with asyncio.timeout(seconds):
+        while True:
+            message = json.loads(await page.recv())
+            if message["type"] == kind:
+                return message
+
+
+@pytest.fixture
+async def client():
+    service = Service("fake_engine:build", {})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(create_app(service), ws="auto", log_level="error", timeout_graceful_shutdown=1)
+        server = QuietServer(config)
+        task = asyncio.ensure_future(server.serve([listener]))
+        made = Client(service, listener.getsockname()[1])
+        async with asyncio.timeout(10):
+            while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+                await asyncio.sleep(0.01)
+        await made.ready()
+        yield made
+        await made.http.aclose()
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def player():
+    made = Player()
+    yield made
+    await made.connection.close()
+
+
+async def test_a_viewer_sees_and_steers_and_closing_the_page_lets_the_next_one_in(client, player):
+    async with contextlib.AsyncExitStack() as later:
+        async with client.page() as first:
+            welcome = await hear(first, "welcome")
+            assert (welcome["preset"], welcome["width"], welcome["fps"]) == ("fake", 160, 16)
+            assert await hear(first, "live") == {"type": "live", "slot": 0, "seed": 7, "prompt": "red"}
+            second = await later.enter_async_context(client.page(prompt="green"))
+            assert (await hear(second, "live"))["slot"] == 1
+            third = await later.enter_async_context(client.page(prompt="blue"))
+            assert (await hear(third, "queued"))["place"] == 1
+            await watch(client, player, welcome["token"])
+            await say(first, type="keys", seq=1, held=["l"])
+            assert (await hear(first, "received"))["seq"] == 1
+            applied = await hear(first, "applied")
+            assert applied["seq"] == 1 and applied["rtp"] is not None
+        assert (await hear(third, "live"))["prompt"] == "blue"
+
+
+async def watch(client, player, token):
+    answer = await client.http.post(f"/whep?session={token}", content=await player.offer())
+    assert answer.status_code == 201
+    await player.take(answer.text)
+    await player.frames_there(8)
+
+
+async def test_a_viewer_in_line_is_told_to_ask_for_the_picture_later(client, player):
+    async with client.page() as first, client.page() as second:
+        await hear(first, "live")
+        await hear(second, "live")
+        async with client.page() as third:
+            token = (await hear(third, "welcome"))["token"]
+            answer = await client.http.post(f"/whep?session={token}", content=await player.offer())
+            assert answer.status_code == 409 and "waits in line" in answer.text
+
+
+async def test_a_player_without_a_page_gets_a_world_and_leaves_it_with_delete(client, player):
+    answer = await client.http.post("/whep?prompt=red&seed=1", content=await player.offer())
+    assert answer.status_code == 201
+    assert answer.headers["content-type"].startswith("application/sdp")
+    await player.take(answer.text)
+    await player.frames_there(8)
+    colour = player.frames[-1][1].to_ndarray(format="rgb24")[40].mean(axis=0)
+    assert colour[0] > colour[1] + 40
+    location = answer.headers["location"]
+    assert (await client.http.patch(location, content="a=candidate:nonsense\r\n")).status_code == 400
+    assert (await client.http.patch(location, content="a=mid:0\r\n")).status_code == 204
+    assert (await client.http.delete(location)).status_code == 200
+    assert (await client.http.delete(location)).status_code == 200
+    assert client.service.hub.has_room
+    assert "chunkcast_viewers 0.0" in (await client.http.get("/metrics")).text
+
+
+async def test_a_player_is_told_to_come_back_when_the_world_is_full(client, player):
+    async with client.page() as first, client.page() as second:
+        await hear(first, "live")
+        await hear(second, "live")
+        answer = await client.http.post("/whep", content=await player.offer())
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+        assert "full" in answer.text
+
+
+async def test_a_bad_offer_gets_a_sentence_and_takes_no_slot(client):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        for path in ("/whep", f"/whep?session={token}"):
+            answer = await client.http.post(path, content="v=0\r\nbroken")
+            assert answer.status_code == 400 and "createOffer" in answer.text
+        assert (await client.http.post("/whep", content=b"\xff\xfe")).status_code == 400
+        assert (await client.http.post("/whep", content="x" * 70_000)).status_code == 413
+        assert client.service.hub.has_room
+        await say(page, type="keys", seq=1, held=[])
+        assert (await hear(page, "received"))["seq"] == 1
+
+
+async def test_no_one_gets_a_picture_with_a_wrong_token_seed_or_prompt(client, player):
+    offer = await player.offer()
+    for query, status in [
+        ("session=guess", 404),
+        ("seed=-1", 400),
+        (f"seed={MAX_SEED + 1}", 400),
+        ("seed=" + "9" * 300, 400),
+        ("prompt=%20", 400),
+        ("prompt=" + "a" * 3000, 400),
+    ]:
+        assert (await client.http.post(f"/whep?{query}", content=offer)).status_code == status, query
+    assert client.service.hub.has_room
+
+
+async def test_a_page_from_another_origin_may_play(client):
+    preflight = await client.http.options("/whep/x", headers={"Origin": "https://example.org"})
+    assert "DELETE" in preflight.headers["access-control-allow-methods"]
+    answer = await client.http.post("/whep", content="x", headers={"Origin": "https://example.org"})
+    assert answer.headers["access-control-expose-headers"] == "Location"
+
+
+async def test_bad_messages_are_answered_and_the_connection_stays(client):
+    async with websockets.connect(f"ws://127.0.0.1:{client.port}/ws") as page:
+        await page.send("junk")
+        assert "JSON" in (await hear(page, "error"))["message"]
+        await page.send(b"\x00")
+        assert "text frames" in (await hear(page, "error"))["message"]
+        await say(page, type="keys", seq=3, held=[])
+        error = await hear(page, "error")
+        assert "say hello first" in error["message"] and error["seq"] == 3
+        await say(page, **HELLO)
+        await hear(page, "live")
+        await say(page, type="keys", seq=4, held=["x"])
+        assert "no such key" in (await hear(page, "error"))["message"]
+        await say(page, type="leave")
+        assert (await hear(page, "ended"))["reason"] == "You left."
+        await page.wait_closed()
+    assert client.service.hub.has_room
+
+
+async def test_another_version_is_told_so_and_closed(client):
+    async with client.page(version=9) as page:
+        assert "version 1, not 9" in (await hear(page, "error"))["message"]
+        await page.wait_closed()
+
+
+async def test_a_flood_is_cut_off_and_no_one_else_notices(client):
+    async with client.page(prompt="green") as other, client.page() as page:
+        await hear(page, "live")
+        with contextlib.suppress(websockets.ConnectionClosed):
+            for _ in range(2 * FLOOD):
+                await page.send('{"type": "keys", "seq": 1, "held": []}')
+        assert "too many messages" in (await hear(page, "error"))["message"]
+        await page.wait_closed()
+        await say(other, type="keys", seq=1, held=[])
+        assert (await hear(other, "received"))["seq"] == 1
+
+
+async def test_when_the_engine_dies_viewers_wait_and_are_live_again(client):
+    async with client.page() as page, client.page(prompt="stop") as short:
+        await hear(page, "live")
+        assert "gave up" in (await hear(short, "ended"))["reason"]
+        await say(page, type="prompt", seq=1, text="explode")
+        await say(page, type="prompt", seq=2, text="die")
+        await say(page, type="restart", seq=3)
+        assert "starting again" in (await hear(page, "queued"))["reason"]
+        assert (await client.http.get("/readyz")).status_code == 503
+        await say(page, type="prompt", seq=4, text="green")
+        assert (await hear(page, "live"))["prompt"] == "green"
+        assert "green bar" in (await hear(page, "scene"))["text"]
+
+
+async def test_the_page_and_only_the_page_is_served(client):
+    page = await client.http.get("/")
+    assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    script = await client.http.get("/messages.js")
+    assert "text/javascript" in script.headers["content-type"]
+    for path in ("/__init__.py", "/nothing.js", "/..%2fpyproject.toml", "/%2e%2e/stream/server.py"):
+        assert (await client.http.get(path)).status_code == 404, path
+    assert (await client.http.get("/healthz")).text == "ok\n"

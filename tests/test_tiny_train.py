@@ -1,0 +1,70 @@
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline.presets import find_preset
+from pipeline.tiny.load import FILES, load_tiny, make_tiny
+from pipeline.tiny.train import PLANS, Objective, Trainee, main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple:
+    """The folder of a few seconds' training on the CPU, and what was printed."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main(arguments(folder, "0.08")) == 0
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+def arguments(folder, minutes: str) -> list[str]:
+    sizes = ["--size", "small", "--device", "cpu", "--vae-minutes", minutes, "--minutes", minutes]
+    return ["--out", str(folder), *sizes]
+
+
+def test_a_short_run_makes_weights_that_load_and_run(run):
+    folder, _ = run
+    world = load_tiny("cpu", folder / "weights")
+    rows = world.text.encode("a desert at night").rows
+    assert len(world.transformer.embed_text(rows[None])) == world.transformer.config.layers
+    assert world.vae.decoder().decode(torch.zeros(32, 1, 12, 20)).shape == (3, 4, 192, 320)
+
+
+def test_a_run_says_how_it_was_made_and_what_it_reached(run):
+    _, result = run
+    assert result["command"].startswith("chunkcast train tiny --out")
+    assert result["device"] == "cpu"
+    assert result["transformer_steps"] > 0 and result["vae_steps"] > 0
+    assert math.isfinite(result["held_out_error_without_history"]) and math.isfinite(result["vae_psnr_mean"])
+
+
+def test_a_finished_run_goes_on_where_it_ended(run, capsys):
+    folder, before = run
+    assert main(arguments(folder, "0.1")) == 0
+    after = json.loads((folder / "result.json").read_text())
+    assert after["vae_steps"] > before["vae_steps"]
+    assert "going on after" in capsys.readouterr().out
+
+
+def test_the_flow_loss_of_one_batch_falls(tmp_path):
+    torch.manual_seed(0)
+    objective = Objective(make_tiny(), find_preset("tiny"))
+    trainee = Trainee(objective, 1e-3, tmp_path / "transformer.pt")
+    batch = torch.randn(1, 2, 32, 12, 20), torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 4).long()
+    losses = []
+    for _ in range(25):
+        loss = objective.loss(*batch, own_history=False)
+        trainee.update(loss, share=0.1, warmup=0.03)
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_missing_part_is_named(run, tmp_path):
+    with pytest.raises(ValueError, match=FILES[0]):
+        load_tiny("cpu", tmp_path)
+
+
+def test_the_plans_that_are_offered_are_complete():
+    assert set(PLANS) == {"full", "small"}

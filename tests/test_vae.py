@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from pipeline.vae import WanVAE, WanVAEConfig
+
+CONFIG = WanVAEConfig(
+    dim=4, latent_channels=3, multipliers=(1, 2, 2), temporal_downsample=(True, True), mean=(0.1,) * 3, std=(2.0,) * 3
+)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return WanVAE(CONFIG).eval().requires_grad_(False)
+
+
+def latent(frames):
+    return torch.randn(3, frames, 3, 4, generator=torch.Generator().manual_seed(frames))
+
+
+def video(frames):
+    return torch.rand(3, frames, 12, 16, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+
+
+@pytest.mark.parametrize("cuts", [[1] * 7, [3, 3, 1], [1, 6], [2, 5]])
+def test_streaming_decode_equals_batch_decode(vae, cuts):
+    stream = vae.decoder()
+    parts = [stream.decode(part) for part in latent(7).split(cuts, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), vae.decoder().decode(latent(7)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[1, 4, 4, 4], [5, 8], [9, 4]])
+def test_streaming_encode_equals_batch_encode(vae, cuts):
+    stream = vae.encoder()
+    parts = [stream.encode(part) for part in video(13).split(cuts, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), vae.encoder().encode(video(13)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_latent_frame_is_one_picture_and_later_ones_four(vae):
+    stream = vae.decoder()
+    assert [stream.decode(latent(1)).shape[1], stream.decode(latent(2)).shape[1]] == [1, 8]
+    assert stream.decode(latent(1)).shape == (3, 4, 12, 16)
+
+
+def test_a_reset_stream_begins_anew(vae):
+    stream = vae.decoder()
+    stream.decode(latent(3))
+    stream.reset()
+    assert torch.equal(stream.decode(latent(2)), vae.decoder().decode(latent(2)))
+
+
+def test_two_streams_over_the_same_weights_do_not_touch_each_other(vae):
+    one, other = vae.decoder(), vae.decoder()
+    one.decode(latent(2))
+    other.decode(latent(3))
+    alone = vae.decoder()
+    alone.decode(latent(2))
+    assert torch.equal(one.decode(latent(1)), alone.decode(latent(1)))
+
+
+def test_decoded_frames_lie_between_minus_one_and_one(vae):
+    frames = vae.decoder().decode(100 * latent(3))
+    assert frames.abs().max() <= 1
+
+
+def test_a_picture_followed_by_zeros_encodes_to_a_constant_after_a_bounded_prefix(vae):
+    stream = vae.encoder()
+    parts = [stream.encode(video(1))] + [stream.encode(torch.zeros(3, 4, 12, 16)) for _ in range(30)]
+    assert torch.equal(parts[-1], parts[-2]) and not torch.equal(parts[1], parts[2])
+
+
+@pytest.mark.parametrize("first, second", [(0, None), (3, None), (1, 3), (5, 0)])
+def test_a_number_of_frames_that_makes_no_whole_latent_frame_is_refused(vae, first, second):
+    stream = vae.encoder()
+    with pytest.raises(ValueError, match="a multiple of 4"):
+        stream.encode(torch.zeros(3, first, 12, 16))
+        stream.encode(torch.zeros(3, second, 12, 16))
+
+
+def test_the_wan_vae_has_its_published_number_of_parameters_and_names():
+    with torch.device("meta"):
+        vae = WanVAE()
+    names = vae.state_dict().keys()
+    assert round(sum(parameter.numel() for parameter in vae.parameters()) / 1e6, 1) == 126.9
+    assert {"encoder.downsamples.5.time_conv.weight", "decoder.upsamples.14.residual.6.bias", "conv2.weight"} <= names
+
+
+def test_a_config_that_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="change resolution 3 times"):
+        WanVAEConfig(temporal_downsample=(True,))
+    with pytest.raises(ValueError, match="mean and std"):
+        WanVAEConfig(latent_channels=4)

@@ -1,0 +1,253 @@
+"""stream/worker.py: credit, the order of commands, and the engine's process through its deaths."""
+
+import os
+import queue
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World
+from stream.worker import (
+    Close,
+    Credit,
+    Died,
+    Grant,
+    Open,
+    Outbox,
+    Progress,
+    Ready,
+    Refused,
+    Return,
+    Steer,
+    Worker,
+    _Owed,
+)
+
+
+def world(schedule="turns"):
+    return World("fake", 160, 96, 16, 2, 4, 4, schedule=schedule)
+
+
+def credit(schedule="turns", **grants):
+    made = Credit(world(schedule))
+    for session, frame in grants.items():
+        made.open(session)
+        made.grant(session, frame)
+    return made
+
+
+def test_a_session_without_credit_is_not_due():
+    assert credit(a=0).due() == []
+    assert credit(a=1).due() == ["a"]
+
+
+def test_a_session_is_due_again_only_when_its_next_frame_is_below_its_grant():
+    counting = credit(a=4)
+    counting.made("a", 4)
+    assert counting.due() == []
+    counting.grant("a", 5)
+    assert counting.due() == ["a"]
+
+
+def test_in_turns_the_session_with_the_least_lead_goes_alone_and_first():
+    assert credit(a=4, b=6).due() == ["b"]
+
+
+def test_in_turns_two_sessions_in_equal_need_alternate():
+    counting, order = credit(a=8, b=8), []
+    while due := counting.due():
+        order += due
+        counting.made(due[0], 4)
+    assert order == ["a", "b", "a", "b"]
+
+
+def test_in_a_batch_a_session_within_half_a_chunk_of_its_credit_comes_along():
+    counting = credit("batch", a=4, b=4, c=4)
+    counting.made("b", 5)
+    counting.made("c", 6)
+    assert counting.due() == ["a", "b"]
+
+
+def test_in_a_batch_no_one_is_made_for_when_no_one_is_due():
+    counting = credit("batch", a=4)
+    counting.made("a", 4)
+    assert counting.due() == []
+
+
+def test_credit_never_sinks_and_ends_with_its_session():
+    counting = credit(a=8)
+    counting.grant("a", 2)
+    assert counting.due() == ["a"]
+    counting.close("a")
+    counting.grant("a", 100)
+    counting.made("a", 4)
+    assert counting.due() == []
+
+
+def test_commands_that_wait_are_joined_and_keep_their_order():
+    outbox = Outbox()
+    spec = SessionSpec("a", "red", 1)
+    outbox.put(Open("a", spec))
+    for sequence in range(1000):
+        outbox.put(Steer("a", Control(sequence, frozenset("w"), "blue" if sequence == 0 else None)))
+        outbox.put(Grant("a", sequence))
+    outbox.put(Return(0))
+    steer = Steer("a", Control(999, frozenset("w"), "blue"))
+    assert outbox.take() == [Open("a", spec), steer, Grant("a", 999), Return(0)]
+
+
+def test_a_close_takes_the_place_of_what_waits_for_its_session():
+    outbox = Outbox()
+    outbox.put(Steer("a", Control(1)))
+    outbox.put(Steer("b", Control(2)))
+    outbox.put(Close("a"))
+    assert outbox.take() == [Steer("b", Control(2)), Close("a")]
+
+
+def test_a_closed_outbox_gives_nothing():
+    outbox = Outbox()
+    outbox.put(Return(0))
+    outbox.close()
+    assert outbox.take() == []
+
+
+def test_an_engine_owes_nothing_while_no_session_has_credit(clock):
+    owed = _Owed(clock)
+    owed.heard(Ready(world(), 1, 1))
+    owed.note(Open("a", SessionSpec("a", "red", 1)))
+    clock.advance(3600)
+    assert owed.seconds() == 0
+    owed.note(Grant("a", 4))
+    assert owed.seconds() == 0
+    clock.advance(5)
+    assert owed.seconds() == 5
+
+
+class Harness:
+    """A worker with the fake engine, and its events in order."""
+
+    def __init__(self, patience=20.0, **options):
+        self.events = queue.Queue()
+        self.worker = Worker("fake_engine:build", options, self.events.put, patience)
+        self.worker.start()
+
+    def next(self, kind, seconds=10.0):
+        end = time.monotonic() + seconds
+        while True:
+            event = self.events.get(timeout=max(0.01, end - time.monotonic()))
+            if isinstance(event, kind):
+                return event
+
+    def open(self, session, prompt="red", grant=4):
+        self.worker.send(Open(session, SessionSpec(session, prompt, 5)))
+        self.worker.send(Grant(session, grant))
+
+
+@pytest.fixture
+def harness():
+    made = []
+
+    def start(**options):
+        made.append(Harness(**options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.worker.stop()
+
+
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_the_engines_frames_arrive_as_they_were_drawn_and_no_more_than_were_granted(harness):
+    one = harness()
+    assert one.next(Progress) == Progress(1, 2)
+    assert one.next(Ready).world.preset == "fake"
+    one.open("a", "red", grant=8)
+    first, second = one.next(Chunk), one.next(Chunk)
+    assert (first.first_frame, second.first_frame) == (0, 4)
+    assert first.frames.shape == (4, 96, 160, 3)
+    assert np.array_equal(first.frames[0, 0, 100], (200, 40, 40))
+    assert first.frames[0, 0, 6].tolist() == [250] * 3
+    with pytest.raises(queue.Empty):
+        one.next(Chunk, seconds=0.2)
+    one.worker.send(Steer("a", Control(7, frozenset("l"), "blue")))
+    one.worker.send(Grant("a", 9))
+    third = one.next(Chunk)
+    assert third.sequence == 7
+    assert np.array_equal(third.frames[0, 0, 100], (40, 40, 200))
+
+
+def test_a_refused_or_ended_session_leaves_the_others_alone(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("bad", "refuse")
+    assert one.next(Refused) == Refused("bad", "this prompt is refused")
+    one.open("short", "stop")
+    assert one.next(Ended).session == "short"
+    one.open("good")
+    assert one.next(Chunk).session == "good"
+
+
+def test_an_engine_that_dies_is_replaced_and_leaves_no_process_and_no_shared_memory(harness):
+    before = shared_memory()
+    one = harness()
+    one.next(Ready)
+    first = one.worker.pid
+    os.kill(first, signal.SIGKILL)
+    died = one.next(Died)
+    assert died.again and "SIGKILL" in died.reason
+    one.next(Ready)
+    assert gone(first) and one.worker.pid != first
+    one.open("a", "explode")
+    assert "out of paint" in one.next(Died).reason
+    one.next(Ready)
+    second = one.worker.pid
+    began = time.monotonic()
+    one.worker.stop()
+    assert time.monotonic() - began < 1
+    assert gone(second)
+    assert shared_memory() == before
+
+
+def test_an_engine_that_hangs_is_replaced(harness):
+    one = harness(patience=0.4)
+    one.next(Ready)
+    one.open("a", "hang")
+    assert "did not answer" in one.next(Died).reason
+    one.next(Ready)
+
+
+def test_an_engine_that_never_worked_is_not_tried_again_and_says_why(harness):
+    one = harness(fail="no weights in that folder")
+    assert one.next(Died) == Died("no weights in that folder", again=False, ours=False)
+
+
+def test_a_worker_stops_within_a_second_while_the_engine_still_loads(harness):
+    one = harness(load_seconds=60)
+    one.next(Progress)
+    pid, began = one.worker.pid, time.monotonic()
+    one.worker.stop()
+    assert time.monotonic() - began < 1
+    assert gone(pid)
+
+
+def test_ctrl_c_and_a_stray_sigterm_do_not_break_the_engine(harness):
+    one = harness()
+    one.next(Ready)
+    os.kill(one.worker.pid, signal.SIGINT)
+    os.kill(one.worker.pid, signal.SIGTERM)
+    one.open("a")
+    assert one.next(Chunk).session == "a"

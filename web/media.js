@@ -1,0 +1,121 @@
+// The picture: a WHEP request, the peer behind it, and what is known of each frame that reaches the screen.
+
+const GATHERING_MS = 300;
+const STALL_MS = 8000;
+
+export class Media {
+  #video;
+  #handlers;
+  #peer = null;
+  #resource = null;
+  #stall = 0;
+
+  /**
+   * @param {HTMLVideoElement} video
+   * @param {{ frame: (now: number, frame: VideoFrameCallbackMetadata) => void, lost: (reason: string) => void,
+   *   blocked: () => void }} handlers `blocked`: the browser plays nothing before the viewer has touched the page
+   */
+  constructor(video, handlers) {
+    this.#video = video;
+    this.#handlers = handlers;
+    const onframe = (now, frame) => {
+      this.#watch();
+      handlers.frame(now, frame);
+      video.requestVideoFrameCallback(onframe);
+    };
+    video.requestVideoFrameCallback(onframe);
+    document.addEventListener("visibilitychange", () => this.#watch()); // a hidden page shows no frames: no stall
+  }
+
+  get running() {
+    return this.#peer !== null;
+  }
+
+  /**
+   * Fetches the picture from a WHEP `endpoint`; ends when the answer is in place, before the first frame.
+   * @throws {Error} whose message is a sentence for the viewer
+   */
+  async start(endpoint, iceServers) {
+    this.stop();
+    const peer = new RTCPeerConnection({ iceServers });
+    this.#peer = peer;
+    peer.onconnectionstatechange = () => {
+      if (peer === this.#peer && peer.connectionState === "failed") this.#lose("No way was found for the picture.");
+    };
+    peer.ontrack = ({ track }) => this.#show(track);
+    const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
+    if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+    await peer.setLocalDescription();
+    await gathered(peer);
+    const { answer, resource } = await whep(endpoint, peer.localDescription.sdp);
+    if (peer !== this.#peer) return void fetch(resource, { method: "DELETE" });
+    this.#resource = resource;
+    await peer.setRemoteDescription({ type: "answer", sdp: answer });
+    this.#watch();
+  }
+
+  stop() {
+    clearTimeout(this.#stall);
+    this.#peer?.close();
+    this.#peer = null;
+    if (this.#resource) fetch(this.#resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may be gone
+    this.#resource = null;
+  }
+
+  async play() {
+    try {
+      await this.#video.play();
+    } catch (error) {
+      if (error.name === "NotAllowedError") this.#handlers.blocked();
+      else if (error.name !== "AbortError") throw error; // a newer track took the place of this one
+    }
+  }
+
+  #show(track) {
+    this.#video.srcObject = new MediaStream([track]);
+    this.play();
+  }
+
+  #watch() {
+    clearTimeout(this.#stall);
+    if (this.#peer === null || document.hidden || this.#video.paused) return;
+    this.#stall = setTimeout(() => this.#lose("The picture stood still."), STALL_MS);
+  }
+
+  #lose(reason) {
+    this.stop();
+    this.#handlers.lost(reason);
+  }
+}
+
+/** Resolves when all ICE candidates are known, or after GATHERING_MS: those of this machine are there by then. */
+function gathered(peer) {
+  return new Promise((resolve) => {
+    const check = () => peer.iceGatheringState === "complete" && resolve();
+    peer.addEventListener("icegatheringstatechange", check);
+    setTimeout(resolve, GATHERING_MS);
+    check();
+  });
+}
+
+async function whep(endpoint, offer) {
+  const response = await fetch(endpoint, {
+    method: "POST",
+    headers: { "Content-Type": "application/sdp" },
+    body: offer,
+  }).catch(() => {
+    throw new Error("The server does not answer.");
+  });
+  const body = await response.text();
+  if (!response.ok) throw new Error(sentence(body) || `The picture was refused (${response.status}).`);
+  return { answer: body, resource: new URL(response.headers.get("Location"), response.url) };
+}
+
+/** What a refusal says: plain text, or the `detail` of a JSON object. */
+function sentence(body) {
+  try {
+    return String(JSON.parse(body).detail ?? "");
+  } catch {
+    return body.length < 300 ? body : "";
+  }
+}
