@@ -4,6 +4,7 @@ Frames are numpy arrays (frames, height, width, 3), uint8, RGB.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -98,12 +99,27 @@ class Chunk:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+
+
 @dataclass(frozen=True)
 class Ended:
     """The engine gave up one session; `reason` is a sentence for its viewer."""
 
     session: str
     reason: str
+
+
+class Pending(Protocol):
+    """A chunk that is being made; `frames` is how many video frames it will have."""
+
+    @property
+    def session(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+
+    def result(self) -> Chunk | Ended:
+        """The chunk, or why it cannot be; waits for the device. Any thread may call."""
 
 
 class WorldFull(Exception):

@@ -9,18 +9,18 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
-from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_image
 from pipeline.cores import Shares, available_cores
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
+from pipeline.pending import Frames, PendingChunk
 from pipeline.presets import Preset, find_preset
 from pipeline.sampler import CONTEXT, denoise_chunk, noise
 from pipeline.slots import Slot, Slots
@@ -37,14 +37,6 @@ WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 CROWDED = 0.7
 """The share of a chunk's playing time from which on a machine has little rest."""
-
-
-class Frames(NamedTuple):
-    """A chunk on its way to the host: (N, H, W, 3) uint8, and whether its latents were finite numbers."""
-
-    pixels: Tensor
-    finite: Tensor
-    arrived: torch.cuda.Event | None
 
 
 class Engine:
@@ -93,6 +85,7 @@ class Engine:
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
             self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
@@ -122,13 +115,21 @@ class Engine:
 
     # The loop
 
-    @torch.inference_mode()
     def step(self, sessions: Iterable[str] | None = None) -> list[Chunk | Ended]:
-        """Make the next chunk of each of `sessions`, by default of all that are live.
+        """Make the next chunk of each of `sessions`, by default of all that are live, and wait for them.
 
         What came for them since their last chunk takes effect now. A session that cannot go on is
         freed and answered with Ended; the others' chunks are as they would have been without it.
         """
+        results = [each if isinstance(each, Ended) else each.result() for each in self.begin(sessions)]
+        for result in results:
+            if isinstance(result, Ended):
+                self.close(result.session)
+        return results
+
+    @torch.inference_mode()
+    def begin(self, sessions: Iterable[str] | None = None) -> list[PendingChunk | Ended]:
+        """What step() does without waiting for a GPU; whose result() is Ended, the caller closes."""
         wanted = None if sessions is None else set(sessions)
         due = [slot for slot in self._slots if wanted is None or slot.spec.session in wanted]
         ready, results = self._begin(due)
@@ -139,6 +140,15 @@ class Engine:
             self._cores.map(self._make_chunks, alone) if self.schedule == "parallel" else map(self._make_chunks, alone)
         )
         return results + list(itertools.chain.from_iterable(made))
+
+    def wait(self) -> None:
+        """Until a GPU has little left to do of what begin() queued: the time to begin what comes next.
+
+        Earlier, and controls would be read long before their chunk; later, and the GPU would stand still. The context
+        pass and the decoder cover what the host needs to queue a chunk.
+        """
+        if self._denoised is not None:
+            self._denoised.synchronize()
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -157,7 +167,7 @@ class Engine:
         """ "batch", "turns" or "parallel". Until prewarm() has measured, "auto" means turns."""
         return "turns" if self._schedule == "auto" else self._schedule
 
-    def _begin(self, due: Sequence[Slot]) -> tuple[list[Slot], list[Chunk | Ended]]:
+    def _begin(self, due: Sequence[Slot]) -> tuple[list[Slot], list[PendingChunk | Ended]]:
         """Apply what arrived to each slot; a slot that cannot take it ends, alone."""
         ready, ended = [], []
         for slot in due:
@@ -174,7 +184,7 @@ class Engine:
         slot.steering.advance(control.keys)
 
     @torch.inference_mode()  # once more: it is a thread's own, and slots may run in theirs
-    def _make_chunks(self, slots: Sequence[Slot]) -> list[Chunk | Ended]:
+    def _make_chunks(self, slots: Sequence[Slot]) -> list[PendingChunk]:
         """Denoise, hand to the decoder, emit; the context pass is owed."""
         if not slots:
             return []
@@ -186,6 +196,8 @@ class Engine:
         frames = self._decode(slots, latents)
         self._owe(slots, batch, latents)
         if self._decode_stream is not None:
+            self._denoised = torch.cuda.Event()
+            self._denoised.record()
             self.settle()  # only queued on the GPU, where it runs while the frames are decoded
         else:
             watch.mark("decode")
@@ -267,26 +279,19 @@ class Engine:
         arrived.record()
         return Frames(*copies, arrived)
 
-    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> Chunk | Ended:
-        if frames.arrived is not None:
-            frames.arrived.synchronize()
-        if not frames.finite:
-            return self._end(
-                slot, "the world broke down (its latents are not finite); start it again with another seed"
-            )
+    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> PendingChunk:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
             first_frame=slot.frame,
-            frames=frames.pixels.numpy(),
+            frames=NO_FRAMES,
             sequence=slot.held.sequence,
             scene=slot.encoded.scene,
             unknown_words=slot.encoded.unknown_words,
-            seconds=watch.seconds(),
         )
         slot.chunk += 1
-        slot.frame += len(chunk.frames)
-        return chunk
+        slot.frame += len(frames.pixels)
+        return PendingChunk(chunk, len(frames.pixels), frames, watch.seconds)
 
     def _end(self, slot: Slot, reason: str) -> Ended:
         self.close(slot.spec.session)
@@ -304,7 +309,7 @@ class Engine:
     def _set_prompt(self, slot: Slot, prompt: str) -> None:
         slot.prompt = prompt
         slot.encoded = self._text.encode(prompt)
-        slot.text = self._model.embed_text(slot.encoded.rows.unsqueeze(0).to(self._device))
+        slot.text = self._model.embed_text(self._to_device(slot.encoded.rows.unsqueeze(0)))
 
     def _set_image(self, slot: Slot, data: bytes | None) -> None:
         use = self.preset.image
@@ -325,7 +330,7 @@ class Engine:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" or tensor.is_cuda:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World, WorldFull
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, SessionSpec, World, WorldFull
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ class Engine(Protocol):
     def open(self, spec: SessionSpec) -> None: ...
     def control(self, session: str, control: Control) -> None: ...
     def close(self, session: str) -> None: ...
-    def step(self, sessions: Sequence[str] | None = None) -> list[Chunk | Ended]: ...
+    def begin(self, sessions: Sequence[str] | None = None) -> list[Pending | Ended]: ...
+    def wait(self) -> None: ...
 
 
 # Commands, to the engine.
@@ -140,8 +141,6 @@ class Died(NamedTuple):
 
 
 Event = Progress | Ready | Chunk | Ended | Refused | Died
-
-_NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
 class Credit:
@@ -464,11 +463,12 @@ def _serve(pipe: Connection, factory: str, options: dict[str, Any]) -> None:
     # Read when torch is imported: its threads sleep while they wait, and leave the cores to the encoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    blocks: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox, blocks), daemon=True).start()
     try:
         engine = _build(factory, options)
         world = engine.prewarm(lambda done, total: pipe.send(Progress(done, total)))
-        _Servant(pipe, inbox, engine, world).run()
+        _Servant(pipe, inbox, blocks, engine, world).run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)
     except Exception as error:  # whatever a model can raise: the server must hear of it in words
@@ -488,27 +488,45 @@ def _confess(pipe: Connection, error: Exception) -> None:
         pipe.send(Failed(str(error) if users else f"the engine broke: {type(error).__name__}: {error}", not users))
 
 
-def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Command]") -> None:
+def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Command]", blocks: "queue.SimpleQueue[int]") -> None:
     """Take commands off the pipe at once; the server's end closed means that this process has no one left."""
     with contextlib.suppress(EOFError, OSError):
         while True:
-            inbox.put(pipe.recv())
+            command = pipe.recv()
+            if isinstance(command, Return):
+                blocks.put(command.block)
+            else:
+                inbox.put(command)
     os._exit(0)
 
 
 class _Servant:
-    """The loop of the engine's process. Idle, it blocks on its inbox."""
+    """The loop of the engine's process. Idle, it blocks on its inbox.
 
-    def __init__(self, pipe: Connection, inbox: "queue.SimpleQueue[Command]", engine: Engine, world: World) -> None:
-        self._pipe, self._inbox, self._engine = pipe, inbox, engine
+    What leaves goes through a thread of its own, which waits for the device and copies frames while the loop
+    already begins the next chunk. That thread alone writes to the pipe.
+    """
+
+    def __init__(
+        self,
+        pipe: Connection,
+        inbox: "queue.SimpleQueue[Command]",
+        blocks: "queue.SimpleQueue[int]",
+        engine: Engine,
+        world: World,
+    ) -> None:
+        """`blocks` are those of the shared memory that are free; filled here, and as the server gives them back."""
+        self._pipe, self._inbox, self._free, self._engine = pipe, inbox, blocks, engine
         self._credit = Credit(world)
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
-        self._free = list(range(world.slots + 1))
-        self._memory = self._share(world)
+        self._leaving: queue.SimpleQueue[Pending | Ended | Refused] = queue.SimpleQueue()
+        self._memory = self._share(world, blocks=world.slots + 1)
+        threading.Thread(target=self._ship, name="frames", daemon=True).start()
 
-    def _share(self, world: World) -> mmap.mmap:
+    def _share(self, world: World, blocks: int) -> mmap.mmap:
         """Make the shared memory and hand it over with the news that the engine is ready."""
-        blocks = len(self._free)
+        for block in range(blocks):
+            self._free.put(block)
         handle = os.memfd_create("chunkcast-frames")
         os.ftruncate(handle, blocks * self._block_bytes)
         self._pipe.send(Ready(world, blocks, self._block_bytes))
@@ -518,12 +536,20 @@ class _Servant:
         return memory
 
     def run(self) -> None:
-        """Obey what has come, step what is due; without either, wait."""
+        """Obey what has come, begin what is due; without either, wait."""
         while True:
             self._obey_all(wait=not self._credit.due())
             if due := self._credit.due():
-                for result in self._engine.step(due):
-                    self._give(result)
+                for begun in self._engine.begin(due):
+                    self._count(begun)
+                    self._leaving.put(begun)
+                self._engine.wait()
+
+    def _count(self, begun: Pending | Ended) -> None:
+        if isinstance(begun, Ended):
+            self._credit.close(begun.session)
+        else:
+            self._credit.made(begun.session, begun.frames)
 
     def _obey_all(self, wait: bool) -> None:
         if wait:
@@ -543,27 +569,38 @@ class _Servant:
             case Close(session):
                 self._engine.close(session)
                 self._credit.close(session)
-            case Return(block):
-                self._free.append(block)
 
     def _open(self, session: str, spec: SessionSpec) -> None:
         try:
             self._engine.open(spec)
         except (ValueError, WorldFull) as error:
-            self._pipe.send(Refused(session, str(error)))
+            self._leaving.put(Refused(session, str(error)))
         else:
             self._credit.open(session)
 
-    def _give(self, result: Chunk | Ended) -> None:
+    # The thread of what leaves.
+
+    def _ship(self) -> None:
+        try:
+            while True:
+                self._send(self._leaving.get())
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
+        except Exception as error:  # whatever a device can raise: the server must hear of it in words
+            _confess(self._pipe, error)
+            os._exit(1)
+
+    def _send(self, leaving: Pending | Ended | Refused) -> None:
+        if isinstance(leaving, Ended | Refused):
+            self._pipe.send(leaving)
+            return
+        result = leaving.result()
         if isinstance(result, Ended):
-            self._credit.close(result.session)
+            self._inbox.put(Close(result.session))
             self._pipe.send(result)
             return
-        self._credit.made(result.session, len(result.frames))
-        while not self._free:
-            self._obey(self._inbox.get())
-        block = self._free.pop()
-        offset, frames = block * self._block_bytes, result.frames
+        block, frames = self._free.get(), result.frames
         assert frames.nbytes <= self._block_bytes, f"a chunk of {frames.nbytes} bytes for {self._block_bytes}"
-        np.frombuffer(self._memory, np.uint8, frames.size, offset).reshape(frames.shape)[...] = frames
-        self._pipe.send(Made(dataclasses.replace(result, frames=_NO_FRAMES), block, frames.shape))
+        room = np.frombuffer(self._memory, np.uint8, frames.size, block * self._block_bytes)
+        room.reshape(frames.shape)[...] = frames
+        self._pipe.send(Made(dataclasses.replace(result, frames=NO_FRAMES), block, frames.shape))

@@ -12,6 +12,20 @@ WIDTH, HEIGHT, FPS, CHUNK_FRAMES = 160, 96, 16, 4
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
+class Ready:
+    """A chunk that nobody has to wait for; under the prompt "spoil" it is broken, under "burst" it breaks the engine."""
+
+    def __init__(self, chunk: Chunk):
+        self.session, self.frames, self._chunk = chunk.session, len(chunk.frames), chunk
+
+    def result(self):
+        if "spoil" in self._chunk.scene:
+            return Ended(self.session, "the paint has run")
+        if "burst" in self._chunk.scene:
+            raise RuntimeError("out of canvas")
+        return self._chunk
+
+
 class FakeEngine:
     """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
 
@@ -44,8 +58,12 @@ class FakeEngine:
     def close(self, session: str):
         self.sessions.pop(session, None)
 
-    def step(self, sessions=None):
-        return [self._chunk(session) for session in (list(self.sessions) if sessions is None else sessions)]
+    def begin(self, sessions=None):
+        made = [self._chunk(session) for session in (list(self.sessions) if sessions is None else sessions)]
+        return [each if isinstance(each, Ended) else Ready(each) for each in made]
+
+    def wait(self):
+        pass
 
     def _chunk(self, session: str):
         state = self.sessions[session]

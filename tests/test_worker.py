@@ -201,6 +201,24 @@ def test_a_refused_or_ended_session_leaves_the_others_alone(harness):
     assert one.next(Chunk).session == "good"
 
 
+def test_a_chunk_that_turns_out_broken_ends_its_session_alone_and_frees_its_slot(harness):
+    one = harness(slots=1)
+    one.next(Ready)
+    one.open("a", "spoil", grant=4)
+    assert one.next(Ended) == Ended("a", "the paint has run")
+    one.open("b", "red")
+    assert one.next((Chunk, Refused)).session == "b"
+
+
+def test_a_device_that_breaks_while_frames_leave_is_said_in_words(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("a", "burst")
+    died = one.next(Died)
+    assert "out of canvas" in died.reason and died.again and died.ours
+    one.next(Ready)
+
+
 def test_an_engine_that_dies_is_replaced_and_leaves_no_process_and_no_shared_memory(harness):
     before = shared_memory()
     one = harness()
