@@ -13,7 +13,7 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 class Ready:
-    """A chunk that nobody has to wait for; under the prompt "spoil" it is broken, under "burst" it breaks the engine."""
+    """A chunk that nobody has to wait for; under the prompt "spoil" it is broken, under "burst" it raises."""
 
     def __init__(self, chunk: Chunk):
         self.session, self.frames, self._chunk = chunk.session, len(chunk.frames), chunk
