@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.profiler import record_function
 
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, SessionSpec, World
@@ -130,7 +131,10 @@ class Engine:
     @torch.inference_mode()
     def begin(self, sessions: Iterable[str] | None = None) -> list[PendingChunk | Ended]:
         """What step() does without waiting for a GPU; whose result() is Ended, the caller closes."""
-        wanted = None if sessions is None else set(sessions)
+        with record_function("chunkcast.begin"):
+            return self._begin_all(None if sessions is None else set(sessions))
+
+    def _begin_all(self, wanted: set[str] | None) -> list[PendingChunk | Ended]:
         due = [slot for slot in self._slots if wanted is None or slot.spec.session in wanted]
         ready, results = self._begin(due)
         if self.schedule == "batch":
@@ -157,10 +161,11 @@ class Engine:
         step() hands frames out before their keys and values are written. Where launches cost most, as for a small model
         on a CPU, the next chunk's first pass takes the owed chunk along as one more row; elsewhere this runs at once.
         """
-        for slot in self._slots:
-            if slot.owed is not None:
-                self._pass(slot.owed.batch, slot.owed.latents, [CONTEXT_PASS])
-                slot.owed = None
+        with record_function("chunkcast.context"):
+            for slot in self._slots:
+                if slot.owed is not None:
+                    self._pass(slot.owed.batch, slot.owed.latents, [CONTEXT_PASS])
+                    slot.owed = None
 
     @property
     def schedule(self) -> str:
@@ -189,11 +194,14 @@ class Engine:
         if not slots:
             return []
         watch = Stopwatch(self._device)
-        batch = self._gather(slots)
+        with record_function("chunkcast.prepare"):
+            batch = self._gather(slots)
         watch.mark("prepare")
-        latents = self._denoise(slots, batch)
+        with record_function("chunkcast.denoise"):
+            latents = self._denoise(slots, batch)
         watch.mark("denoise")
-        frames = self._decode(slots, latents)
+        with record_function("chunkcast.decode"):
+            frames = self._decode(slots, latents)
         self._owe(slots, batch, latents)
         if self._decode_stream is not None:
             self._denoised = torch.cuda.Event()
@@ -308,7 +316,8 @@ class Engine:
 
     def _set_prompt(self, slot: Slot, prompt: str) -> None:
         slot.prompt = prompt
-        slot.encoded = self._text.encode(prompt)
+        with record_function("chunkcast.text"):
+            slot.encoded = self._text.encode(prompt)
         slot.text = self._model.embed_text(self._to_device(slot.encoded.rows.unsqueeze(0)))
 
     def _set_image(self, slot: Slot, data: bytes | None) -> None:
@@ -370,8 +379,8 @@ class Engine:
         self._schedule = schedule
         try:
             for seed, name in enumerate(names):
-                self.open(SessionSpec(name, WARM_PROMPT, seed, self._warm_image()))
-            for _ in range(math.ceil(self._cache.window_frames / self.preset.chunk)):
+                self.open(SessionSpec(name, WARM_PROMPT, seed, self.warm_image()))
+            for _ in range(self.window_chunks):
                 self.step()
             times = [min(self._timed_step(names[:live]) for _ in range(TIMED_CHUNKS)) for live in range(1, count + 1)]
         finally:
@@ -385,8 +394,13 @@ class Engine:
         watch.mark("step")
         return watch.seconds()["total"]
 
-    def _warm_image(self) -> bytes | None:
-        """A grey picture for the presets that cannot begin without one."""
+    @property
+    def window_chunks(self) -> int:
+        """After so many chunks a session's window is full, and steps cost what they always will."""
+        return math.ceil(self._cache.window_frames / self.preset.chunk)
+
+    def warm_image(self) -> bytes | None:
+        """A grey picture for a trial session of a preset that cannot begin without one; None where it can."""
         return _grey_png() if self.preset.image == "channels" and self._image is None else None
 
     def _describe(self, times: Sequence[float]) -> World:

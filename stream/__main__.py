@@ -20,6 +20,7 @@ from pipeline.chunk import SessionSpec, check_keys
 from stream.webrtc import CODECS
 
 ENGINE = "pipeline.engine:build"
+SCHEDULES = ("auto", "turns", "batch", "parallel")
 SHUTDOWN_SECONDS = 1
 DEFAULT_FRAMES = 96
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("what", choices=["tiny"])
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=_train)
+    _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
     commands.add_parser("presets", help="list the models").set_defaults(run=_presets)
     return parser
 
@@ -69,9 +71,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots", type=int, default=2, help="viewers at once, if the machine carries them (default: 2)"
     )
-    parser.add_argument(
-        "--schedule", default="auto", choices=["auto", "turns", "batch", "parallel"], help="default: what is soonest"
-    )
+    parser.add_argument("--schedule", default="auto", choices=SCHEDULES, help="default: what is soonest")
     parser.add_argument(
         "--lead",
         type=float,
@@ -92,6 +92,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_generate)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    _add_engine_options(parser)
+    parser.add_argument("--slots", type=int, default=1, help="live sessions (default: 1)")
+    parser.add_argument("--schedule", default="auto", choices=SCHEDULES, help="default: what prewarm finds soonest")
+    parser.add_argument("--chunks", type=int, default=4, help="steps to trace (default: 4)")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where the files go (default: here)")
+    parser.set_defaults(run=_profile)
 
 
 # serve
@@ -286,6 +295,33 @@ def _generate(options: argparse.Namespace) -> int:
         )
     print(f"{options.output}: {written} frames")
     return 0 if written == frames else 130
+
+
+def _profile(options: argparse.Namespace) -> int:
+    _check_files(options)
+    if not options.out.is_dir():
+        raise UserError(f"there is no folder {options.out} for the trace")
+
+    import json
+
+    from tqdm import tqdm
+
+    from pipeline.digest import render
+    from pipeline.engine import build
+    from pipeline.profiling import profile_engine
+
+    engine = build(**engine_options(options))
+    world = engine.prewarm()
+    name = f"profile-{options.preset}-{options.slots}"
+    trace, facts = (options.out / f"{name}.{kind}.json" for kind in ("trace", "digest"))
+    with tqdm(total=options.chunks, unit=" chunks") as bar:
+        found = profile_engine(engine, options.slots, options.chunks, trace, bar.update)
+    found |= {"preset": options.preset, "sessions": options.slots, "schedule": world.schedule}
+    facts.write_text(json.dumps(found, indent=1) + "\n")
+    text = render(found)
+    facts.with_suffix("").with_suffix(".txt").write_text(text)
+    print(f"{text}\n{trace}\n{facts}")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
