@@ -54,7 +54,7 @@ class UMT5Encoder:
         """At most 512 tokens with the end token; what is longer is cut off. rows: (R, 4096)."""
         text = clean_prompt(prompt)
         tokens = self.tokenizer(text, max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-        rows = encode_tokens(self.model, tokens.input_ids, tokens.attention_mask)[0]
+        (rows,) = encode_tokens(self.model, tokens.input_ids, tokens.attention_mask)
         return EncodedPrompt(rows, text, ())
 
     def merge(self, previous: str, prompt: str) -> str:
@@ -64,9 +64,13 @@ class UMT5Encoder:
 
 def encode_tokens(model: "UMT5EncoderModel", ids: Tensor, mask: Tensor) -> list[Tensor]:
     """ids, mask: (B, S) int64, mask 1 for real tokens. Returns for each prompt the rows of its real tokens, (R, D)."""
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    return [rows[kept.bool()] for rows, kept in zip(hidden, mask, strict=True)]
+    kept = [row.nonzero().squeeze(1) for row in mask.cpu()]  # found on the host, which then waits for no device
+    hidden = model(input_ids=_there(ids, model.device), attention_mask=_there(mask, model.device)).last_hidden_state
+    return [rows.index_select(0, _there(index, rows.device)) for rows, index in zip(hidden, kept, strict=True)]
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
