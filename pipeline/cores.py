@@ -28,20 +28,21 @@ class Shares:
         self.threads = max(1, available_cores() // count)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="share")
 
+    @contextlib.contextmanager
+    def kept_to(self) -> Iterator[None]:
+        """Within it torch splits an operation over the threads of one share only."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of each item, all at the same time, in the order of the items; one alone stays on this thread."""
-        with threads(self.threads):
-            if len(items) == 1:
-                return [function(items[0])]
-            return list(self._pool.map(function, items))
+        """`function` of each item, all at the same time, in the order of the items; one alone stays on this thread.
 
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within it torch splits an operation over `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        To be called within kept_to().
+        """
+        if len(items) == 1:
+            return [function(items[0])]
+        return list(self._pool.map(function, items))

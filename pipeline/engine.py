@@ -4,6 +4,7 @@ B slots in the step, C latent channels, T latent frames in a chunk, h w latent h
 N video frames in a chunk, H W frame height and width.
 """
 
+import contextlib
 import io
 import itertools
 import math
@@ -131,7 +132,8 @@ class Engine:
     @torch.inference_mode()
     def begin(self, sessions: Iterable[str] | None = None) -> list[PendingChunk | Ended]:
         """What step() does without waiting for a GPU; whose result() is Ended, the caller closes."""
-        with record_function("chunkcast.begin"):
+        alone = self._cores.kept_to() if self.schedule == "parallel" else contextlib.nullcontext()
+        with record_function("chunkcast.begin"), alone:
             return self._begin_all(None if sessions is None else set(sessions))
 
     def _begin_all(self, wanted: set[str] | None) -> list[PendingChunk | Ended]:
@@ -334,6 +336,10 @@ class Engine:
             slot.image = ImageConditioning(encoder, image)
         else:
             slot.first = encoder.encode(image.unsqueeze(1).repeat(1, self.preset.first_frames, 1, 1)).float()
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)

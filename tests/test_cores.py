@@ -14,14 +14,17 @@ def test_the_items_are_worked_on_at_the_same_time_and_come_back_in_order():
         together.wait()
         return 10 * item
 
-    assert Shares(2).map(work, [2, 1]) == [20, 10]
+    shares = Shares(2)
+    with shares.kept_to():
+        assert shares.map(work, [2, 1]) == [20, 10]
 
 
 def test_each_share_has_its_part_of_the_cores_also_when_it_is_alone():
     shares = Shares(2)
     expected = max(1, available_cores() // 2)
-    assert shares.map(lambda _: torch.get_num_threads(), [0]) == [expected]
-    assert shares.map(lambda _: torch.get_num_threads(), [0, 1]) == [expected] * 2
+    with shares.kept_to():
+        assert shares.map(lambda _: torch.get_num_threads(), [0]) == [expected]
+        assert shares.map(lambda _: torch.get_num_threads(), [0, 1]) == [expected] * 2
 
 
 def test_more_shares_than_cores_have_one_thread_each():
@@ -30,5 +33,6 @@ def test_more_shares_than_cores_have_one_thread_each():
 
 def test_afterwards_torch_splits_its_work_as_before():
     before = torch.get_num_threads()
-    Shares(2).map(lambda _: None, [0, 1])
+    with Shares(2).kept_to():
+        pass
     assert torch.get_num_threads() == before

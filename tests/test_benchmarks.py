@@ -1,0 +1,21 @@
+"""The benchmarks run: a few steps of each, so that a change that breaks one is seen before its figures are needed."""
+
+import json
+
+import pytest
+
+from benchmarks import machine, throughput
+
+
+@pytest.mark.slow
+def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
+    assert throughput.main(["--chunks", "3"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["ceilings"]["matrix_tflops"] > 0 and set(result["live"]) == {"1", "2"}
+    for run in result["live"].values():
+        assert run["seconds_a_chunk"] > 0 and run["share_of_ceilings"] > 0 and run["syncs_a_step"] == 0
+
+
+def test_a_result_names_its_commit_and_machine():
+    facts = machine.facts()
+    assert facts["cores"] >= 1 and facts["torch"] and facts["cpu"] and facts["commit"]
