@@ -1,0 +1,68 @@
+"""What only a GPU can show: `python -m pytest -m gpu` on a machine with CUDA; elsewhere each says what it needs.
+
+The models have true size and random weights: 1.3B, whose chunks take a fraction of a second.
+"""
+
+import pytest
+import torch
+
+from pipeline.chunk import Control, SessionSpec
+from pipeline.engine import Engine, build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+PRESETS = ("wan2.1-1.3b-longlive", "lingbot-world-v2-1.3b", "tiny")
+BATCH_TOLERANCE = 0.05
+
+
+def engine_of(preset: str, schedule: str, slots: int = 2) -> Engine:
+    return build(preset, "random", slots=slots, device="cuda", schedule=schedule)
+
+
+def spec(engine: Engine, name: str, prompt: str, seed: int) -> SessionSpec:
+    return SessionSpec(name, prompt, seed, engine.warm_image())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+def test_a_warm_step_never_waits_for_the_gpu(preset, schedule):
+    engine = engine_of(preset, schedule)
+    for seed, name in enumerate("ab"):
+        engine.open(spec(engine, name, "a meadow", seed))
+    for _ in range(engine.window_chunks + 1):
+        engine.step()
+    engine.control("a", Control(1, frozenset("wl")))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = engine.begin()
+        pending += engine.begin()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [each.result().index for each in pending] == [engine.window_chunks + 1] * 2 + [engine.window_chunks + 2] * 2
+
+
+def latents(preset: str, schedule: str, stranger: bool, chunks: int = 5) -> torch.Tensor:
+    """The watched session's clean latents; the stranger joins two chunks later and steers elsewhere."""
+    engine = engine_of(preset, schedule)
+    engine.open(spec(engine, "watched", "a meadow", 1))
+    for chunk in range(chunks):
+        if stranger and chunk == 2:
+            engine.open(spec(engine, "stranger", "a city of glass", 99))
+        engine.control("watched", Control(chunk, frozenset("w" if chunk % 2 else "l")))
+        engine.control("stranger", Control(chunk, frozenset("sd")))
+        engine.step()
+    return torch.from_numpy(engine.snapshot("watched").latents)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_in_turns_a_session_has_the_same_bits_alone_and_beside_a_stranger(preset):
+    assert torch.equal(latents(preset, "turns", False), latents(preset, "turns", True))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_in_a_batch_a_session_stays_close_to_itself_alone(preset):
+    alone, beside = latents(preset, "batch", False), latents(preset, "batch", True)
+    assert (alone - beside).norm() / alone.norm() < BATCH_TOLERANCE
