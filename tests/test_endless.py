@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from test_engine import CONFIG, PRESET, Text, Vae, small_engine
 
 from kernels import fused
 from pipeline.chunk import Control, SessionSpec
@@ -15,7 +16,6 @@ from pipeline.load import Parts
 from pipeline.sampler import CONTEXT
 from pipeline.text_encoder import PromptCache
 from pipeline.transformer import Transformer, rope_angles, time_frequencies
-from test_engine import CONFIG, PRESET, Text, Vae, small_engine
 
 TOKENS, HEADS, WIDTH, CHUNK, WINDOW, SINK = 2, 2, 12, 3, 9, 3
 TOLERANCE = 1e-5
