@@ -115,6 +115,11 @@ class ImageConditioning:
         self._channels = torch.cat((mask, latents))
         self.position = 0
 
+    @property
+    def settled(self) -> bool:
+        """From here on every latent frame is the same."""
+        return self.position >= self._channels.shape[1] - 1
+
     def chunk(self, frames: int) -> Tensor:
         """The next `frames` latent frames: (MASK_CHANNELS + C, T, h, w)."""
         prefix = self._channels[:, self.position : self.position + frames]

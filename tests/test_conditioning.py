@@ -1,5 +1,6 @@
 """A viewer's picture: whatever is sent becomes a tensor or a sentence; and its latents, chunk by chunk."""
 
+import dataclasses
 import io
 import struct
 import warnings
@@ -10,9 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import conditioning
+from pipeline import conditioning, engine
+from pipeline.chunk import SessionSpec
 from pipeline.conditioning import MASK_CHANNELS, ImageConditioning, read_file, read_image
+from pipeline.load import Parts, RandomText
+from pipeline.presets import PRESETS, find_preset
+from pipeline.text_encoder import PromptCache
+from pipeline.transformer import Transformer, TransformerConfig
 from pipeline.vae import WanVAE, WanVAEConfig
+from stream.__main__ import main
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 CLIP = 81
@@ -230,3 +237,60 @@ def test_a_stream_set_to_any_position_goes_on_from_there(vae):
         assert torch.equal(jumping.chunk(3), chunks[number])
     jumping.position = 10**6
     assert torch.equal(jumping.chunk(3), chunks[13])
+
+
+@pytest.fixture
+def world(vae, monkeypatch) -> engine.Engine:
+    """A model of pictures at small width with random weights, under a preset's name of its own."""
+    config = TransformerConfig(
+        dim=48, ffn_dim=96, heads=4, layers=2, in_channels=36, text_dim=16, text_rows=16, camera_channels=384
+    )
+    fast = find_preset("lingbot-world-fast")
+    preset = dataclasses.replace(fast, name="small-fast", transformer=config, steps=fast.steps[:2], height=64, width=96)
+    torch.manual_seed(0)
+    parts = Parts(Transformer(config).eval().requires_grad_(False), vae, PromptCache(RandomText(16)))
+    monkeypatch.setitem(PRESETS, preset.name, preset)
+    monkeypatch.setattr(engine, "load_parts", lambda *names: parts)
+    return engine.build(preset.name, "random", slots=2, schedule="turns", context=9)
+
+
+def walked(world: engine.Engine, chunks: int) -> dict[str, list]:
+    frames = {}
+    for _ in range(chunks):
+        for chunk in world.step():
+            frames.setdefault(chunk.session, []).append(chunk.frames)
+    return frames
+
+
+def test_a_session_continues_its_own_picture_past_the_settled_prefix(world):
+    for name, left in (("red", RED), ("blue", BLUE)):
+        world.open(SessionSpec(name, "a meadow", 1, encoded(halves(left=left))))
+    frames = walked(world, 13)
+    assert [len(made) for made in frames["red"]] == [9, *[12] * 12]
+    assert not np.array_equal(frames["red"][0], frames["blue"][0])
+    assert world._slots.find("red").image.position == 39
+
+
+def test_a_picture_that_cannot_be_read_takes_no_place(world):
+    for data, words in ((b"text", "no picture"), (None, "give it one")):
+        with pytest.raises(ValueError, match=words):
+            world.open(SessionSpec("a", "a meadow", 1, data))
+    for name in ("a", "b"):
+        world.open(SessionSpec(name, "a meadow", 1, encoded(halves())))
+
+
+def test_generate_begins_with_the_picture_of_the_command_line(world, tmp_path, capsys):
+    picture, text, video = tmp_path / "a.png", tmp_path / "text.png", tmp_path / "a.mp4"
+    picture.write_bytes(encoded(halves()))
+    text.write_text("not a picture")
+    command = ["generate", "--preset", "small-fast", "--weights", "random", "--device", "cpu", "--prompt", "a meadow"]
+    command += ["--frames", "21", "--seed", "1", "-o", str(video)]
+    assert main([*command, "--image", str(picture), "--context", "7"]) == 0
+    assert "21 frames" in capsys.readouterr().out and video.stat().st_size > 0
+    for wrong, words in (
+        (["--image", str(text)], "the image is no picture that can be read"),
+        ([], "continues a picture: give it one"),
+        (["--image", str(picture), "--context", "4"], "needs at least 6"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert words in capsys.readouterr().err
