@@ -437,8 +437,9 @@ def build(
 @torch.inference_mode()
 def _rehearse(engine: Engine) -> None:
     """A few chunks in every slot, so that everything that a step needs has been in memory at once."""
+    picture = _grey_png() if engine.preset.image == "channels" else None
     for number in range(len(engine._slots)):
-        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, engine._warm_image()))
+        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, picture))
     for _ in range(REHEARSED_CHUNKS):
         engine.step()
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import gc
+import json
 import math
 
 import pytest
 import torch
 from test_engine import CONFIG, PRESET, Text, Vae, small_engine
 
+from benchmarks import endless
 from kernels import fused
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine
@@ -207,3 +209,10 @@ def test_an_engine_runs_on_past_the_references_last_position_in_the_same_memory(
         first_frame = engine.step()[0].first_frame
     assert first_frame == 8 * 208 - 3
     assert tensors_alive() == before
+
+
+def test_the_benchmark_measures_time_and_memory_of_chunks(capsys):
+    assert endless.main(["--chunks", "4", "--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [point["chunk"] for point in result["points"]] == [4]
+    assert result["points"][0]["seconds_a_chunk"] > 0 and result["points"][0]["rss_mb"] > 0 and result["turn_ms"] > 0

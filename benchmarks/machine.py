@@ -1,0 +1,60 @@
+"""What every result says of where it comes from, and how it is printed and kept."""
+
+import argparse
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts() -> dict[str, Any]:
+    """The commit ("+" behind it where the tree has changed since), the processor and, if torch sees one, the GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"commit": commit(), "cpu": processor(), "cores": _cores(), "gpu": gpu, "torch": torch.__version__}
+
+
+def commit() -> str:
+    """The short hash of HEAD, "unknown" outside a checkout."""
+    head = _git("rev-parse", "--short", "HEAD")
+    return head + "+" * bool(_git("status", "--porcelain", "--untracked-files=no")) if head else "unknown"
+
+
+def processor() -> str:
+    """The processor's name as Linux has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The option that all benchmarks share."""
+    parser.add_argument("--save", metavar="NAME", help=f"keep the result as {RESULTS.parent.name}/results/NAME.json")
+
+
+def finish(result: dict[str, Any], name: str | None) -> None:
+    """Print the result as the last line, JSON; keep it in benchmarks/results if it has a name."""
+    if name:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        made = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    except OSError:
+        return ""
+    return made.stdout.strip() if made.returncode == 0 else ""
