@@ -18,7 +18,8 @@ from torch.profiler import record_function
 
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, SessionSpec, World
-from pipeline.conditioning import ImageConditioning, read_image
+from pipeline.conditioning import ImageConditioning, read_file, read_image
+from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
@@ -33,10 +34,9 @@ from pipeline.transformer import CameraTerms
 CONTEXT_PASS = -1
 """The index of the clean timestep among the time embeddings, which hold it last."""
 SCHEDULES = ("auto", "batch", "turns", "parallel")
-GLOBAL_CONTEXT = 21
-"""Latent frames that a preset without a window keeps unless told otherwise."""
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
+REHEARSED_CHUNKS = 3
 CROWDED = 0.7
 """The share of a chunk's playing time from which on a machine has little rest."""
 
@@ -434,23 +434,40 @@ def build(
     slots: int = 2,
     device: str = "auto",
     schedule: str = "auto",
-    context: int = GLOBAL_CONTEXT,
+    context: int | None = None,
     image: str | Path | None = None,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights` a folder in a public layout,
-    "random" for speed work, or None for the weights that come with the tiny preset. Raises ValueError, with what
-    would be right, for a name that does not exist.
+    "random" for speed work, or None for the weights that come with the tiny preset. `context` is for presets without a
+    window, see pipeline.context. Raises ValueError, with what would be right, for a name that does not exist.
     """
     found = find_preset(preset)
     place = choose_device(device)
     _check_options(slots, schedule, place)
-    picture = Path(image).read_bytes() if image is not None else None
+    picture = read_file(image) if image is not None else None
     if picture is not None:
         read_image(picture, found.height, found.width)
     parts = load_parts(found, weights, place)
-    return Engine(found, parts, slots=slots, device=place, schedule=schedule, context=context, image=picture)
+
+    def engine(schedule: str, context: int) -> Engine:
+        return Engine(found, parts, slots=slots, device=place, schedule=schedule, context=context, image=picture)
+
+    largest = "turns" if schedule == "turns" else "batch"
+    dtype = parts.transformer.dtype
+    frames = choose_context(found, context, slots, place, dtype, lambda frames: _rehearse(engine(largest, frames)))
+    return engine(schedule, frames)
+
+
+@torch.inference_mode()
+def _rehearse(engine: Engine) -> None:
+    """A few chunks in every slot, so that everything that a step needs has been in memory at once."""
+    picture = _grey_png() if engine.preset.image == "channels" else None
+    for number in range(len(engine._slots)):
+        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, picture))
+    for _ in range(REHEARSED_CHUNKS):
+        engine.step()
 
 
 def choose_device(name: str) -> torch.device:

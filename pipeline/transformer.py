@@ -113,7 +113,7 @@ def rope_angles(
     columns take D//6 each and time the rest.
     """
     per_side = head_width // 6
-    time = positions.to(device).unsqueeze(-1) * _frequencies(head_width // 2 - 2 * per_side, device)
+    time = positions.to(device).unsqueeze(-1) * time_frequencies(head_width, device)
     frequencies = _frequencies(per_side, device)
     down = torch.arange(rows, dtype=torch.float64, device=device).unsqueeze(-1) * frequencies
     across = torch.arange(columns, dtype=torch.float64, device=device).unsqueeze(-1) * frequencies
@@ -124,7 +124,12 @@ def rope_angles(
     return angles.cos().float(), angles.sin().float()
 
 
-def _frequencies(pairs: int, device: torch.device) -> Tensor:
+def time_frequencies(head_width: int, device: torch.device | str) -> Tensor:
+    """Radians a latent frame of the pairs that carry time, which come first; float64."""
+    return _frequencies(head_width // 2 - 2 * (head_width // 6), device)
+
+
+def _frequencies(pairs: int, device: torch.device | str) -> Tensor:
     exponent = torch.arange(pairs, dtype=torch.float64, device=device) / max(pairs, 1)
     return ROPE_THETA**-exponent
 

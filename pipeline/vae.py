@@ -3,6 +3,12 @@
 Every convolution in time looks only back, so a stream can be decoded or encoded a few latent frames at a time: a
 causal convolution keeps the last frames of its input, and that is the whole state. Module names are the checkpoint's.
 
+A picture before frames of nothing. Each layer of the encoder looks a bounded number of frames back, so behind a picture
+and zeros its output repeats after a few frames: two more for every convolution, half as many and one more where time is
+halved. The `settle` methods take a video whose last frame goes on for ever and return their output until it does the
+same. For Wan's encoder that is 12 frames after the full-resolution stage, 20 after each of the two below it, and 30
+latent frames at the end, where encoding frame by frame would put 117 through every layer.
+
 C channels, N frames, T latent frames, h w latent height and width, H W picture height and width in pixels.
 """
 
@@ -41,6 +47,16 @@ class StreamingEncoder(Protocol):
 
     def encode(self, video: Tensor) -> Tensor:
         """Frames (3, N, H, W) in [-1, 1] to normalised latents (C, T, h, w)."""
+
+
+class StillEncoder(Protocol):
+    """Encodes a picture that nothing follows."""
+
+    def encode_still(self, image: Tensor) -> Tensor:
+        """A picture (3, H, W) in [-1, 1] before zero frames without end, to normalised latents (C, T, h, w).
+
+        They are the stream's first T; from there on the last one repeats.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,9 @@ class CausalConv3d(nn.Conv3d):
         frames = self.kernel_size[0] - 1
         return super().forward(state.extend(self, x, frames) if frames else x)
 
+    def settle(self, x: Tensor) -> Tensor:
+        return self(_held(x, x.shape[2] + self.kernel_size[0] - 1), State())
+
 
 class RMSNorm(nn.Module):
     """x / ||x|| * sqrt(C) * gamma over the channels of a picture (..., H, W) or a video (..., N, H, W)."""
@@ -129,6 +148,11 @@ class Residual(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x, state)
         return shortcut + _run(self.residual, x, state)
 
+    def settle(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut.settle(x)
+        settled = _settle(self.residual, x)
+        return _held(shortcut, settled.shape[2]) + settled
+
 
 class SpatialAttention(nn.Module):
     """One head over the pixels of each frame by itself."""
@@ -144,6 +168,9 @@ class SpatialAttention(nn.Module):
         q, k, v = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (N, 1, HW, C)
         seen = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.unflatten(2, frames.shape[2:])
         return x + _as_video(self.proj(seen), len(x))
+
+    def settle(self, x: Tensor) -> Tensor:
+        return torch.cat([self(frame, State()) for frame in x.split(1, dim=2)], dim=2)  # all at once is much memory
 
 
 class Downsample(nn.Module):
@@ -162,6 +189,15 @@ class Downsample(nn.Module):
             state.past[self.time_conv] = x[:, :, -1:].clone()
             return x
         return self.time_conv(state.extend(self.time_conv, x, 1))
+
+    def settle(self, x: Tensor) -> Tensor:
+        x = _as_video(self.resample(_as_pictures(x)), len(x))
+        if self.time_conv is None:
+            return x
+        # Output j sees inputs 2j-2 to 2j, and the first input is the first output: it settles at j = last/2 + 1.
+        settled = math.ceil((x.shape[2] - 1) / 2) + 1
+        x = _held(x, 2 * settled + 1)
+        return torch.cat((x[:, :, :1], self.time_conv(x)), dim=2)
 
 
 class Upsample(nn.Module):
@@ -200,6 +236,18 @@ def _run(layers: nn.Sequential, x: Tensor, state: State) -> Tensor:
     return x
 
 
+def _settle(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """x: (1, C, N, H, W), its last frame for ever; returns the same of the layers' output."""
+    for layer in layers:
+        x = layer.settle(x) if isinstance(layer, STATEFUL) else layer(x)
+    return x
+
+
+def _held(x: Tensor, frames: int) -> Tensor:
+    """x (1, C, N, H, W) with its last frame repeated until there are `frames`."""
+    return torch.cat((x, x[:, :, -1:].expand(-1, -1, frames - x.shape[2], -1, -1)), dim=2)
+
+
 def _middle(channels: int) -> nn.Sequential:
     return nn.Sequential(Residual(channels, channels), SpatialAttention(channels), Residual(channels, channels))
 
@@ -231,6 +279,12 @@ class Encoder(nn.Module):
         x = self.conv1(x, state)
         for part in (self.downsamples, self.middle, self.head):
             x = _run(part, x, state)
+        return x
+
+    def settle(self, x: Tensor) -> Tensor:
+        x = self.conv1.settle(x)
+        for part in (self.downsamples, self.middle, self.head):
+            x = _settle(part, x)
         return x
 
 
@@ -340,5 +394,17 @@ class WanEncoder(_Stream):
             raise ValueError(f"{given} frames came; it takes a multiple of {group}, and at a stream's start one more")
         encode, conv1 = self.vae._modules["encoder"], self.vae.conv1
         pieces = self._pieces(video.to(self.vae.dtype))
-        latent = torch.cat([conv1(encode(piece, self._state), self._state) for piece in pieces], dim=2)[0]
-        return (latent[: self.vae.config.latent_channels] - self._mean) / self._std
+        return self._normalised(torch.cat([conv1(encode(piece, self._state), self._state) for piece in pieces], dim=2))
+
+    def encode_still(self, image: Tensor) -> Tensor:
+        """A picture (3, H, W) in [-1, 1] before zero frames without end, to normalised latents (C, T, h, w).
+
+        T is the encoder's own, 30 for Wan; what would follow repeats the last. The stream's state stays as it is.
+        """
+        picture = image.to(self.vae.dtype)
+        video = torch.stack((picture, torch.zeros_like(picture)), dim=1)[None]
+        return self._normalised(self.vae.conv1.settle(self.vae._modules["encoder"].settle(video)))
+
+    def _normalised(self, latent: Tensor) -> Tensor:
+        """(1, 2C, T, h, w), means before log variances, to (C, T, h, w)."""
+        return (latent[0, : self.vae.config.latent_channels] - self._mean) / self._std

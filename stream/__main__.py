@@ -62,6 +62,12 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="tiny", help="the model; `chunkcast presets` lists them (default: tiny)")
     parser.add_argument("--weights", metavar="DIR", help="a folder with public weights, or `random` for speed work")
     parser.add_argument("--image", metavar="FILE", help="a picture to begin with, for presets that take one")
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="FRAMES",
+        help="latent frames remembered by a model without a window (default: what the GPU's memory holds; 21 on a CPU)",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
 
@@ -117,7 +123,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
-    names = ("preset", "weights", "device", "slots", "schedule", "image")
+    names = ("preset", "weights", "device", "slots", "schedule", "image", "context")
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -208,6 +214,8 @@ def _check_serve(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
+    if options.context is not None and options.context < 1:
+        raise UserError(f"--context is {options.context}; it must be at least 1, and room for the sink and a chunk")
     folder, image = options.weights, options.image
     if folder not in (None, "random") and not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; --weights takes the folder of a public checkpoint")

@@ -1,13 +1,15 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.kv_cache import KVCache, sink_beside_chunk
 
 TOKENS, HEADS, WIDTH = 2, 2, 6
 
 
-def make(window, sink, slots=1):
-    return KVCache(1, slots, window, sink, TOKENS, HEADS, WIDTH, torch.float32, "cpu")
+def make(window, sink, slots=1, tokens=TOKENS):
+    return KVCache(1, slots, window, sink, tokens, HEADS, WIDTH, torch.float32, "cpu")
 
 
 def naive(q, keys, values):
@@ -16,8 +18,8 @@ def naive(q, keys, values):
     return torch.einsum("hls,shd->lhd", scores.softmax(-1), values)
 
 
-def chunk_of(frames):
-    return torch.randn(3, frames * TOKENS, HEADS, WIDTH)
+def chunk_of(frames, tokens=TOKENS):
+    return torch.randn(3, frames * tokens, HEADS, WIDTH)
 
 
 def seen_frames(history, window, sink):
@@ -42,6 +44,59 @@ def test_the_ring_attends_to_the_sink_and_the_newest_frames_and_nothing_else(win
         cache.advance([0], chunk)
         expected = naive(q, seen_frames(keys, window, sink), seen_frames(values, window, sink))
         torch.testing.assert_close(result, expected)
+
+
+class ShiftingCache:
+    """The cache as the reference keeps it: rows in the order of time, all behind the sink moved left on eviction."""
+
+    def __init__(self, window, sink, tokens):
+        self.size, self.sink = window * tokens, sink * tokens
+        self.k = self.v = torch.empty(0, HEADS, WIDTH)
+
+    def attend(self, q, k, v):
+        self.k, self.v = self._appended(self.k, k), self._appended(self.v, v)
+        return naive(q, [self.k], [self.v])
+
+    def _appended(self, rows, new):
+        evicted = max(0, len(rows) + len(new) - self.size)
+        return torch.cat((rows[: self.sink], rows[self.sink + evicted :], new))
+
+
+@st.composite
+def streams(draw):
+    """Window, sink, tokens a frame and the lengths of the stream's chunks, all that fit together."""
+    window = draw(st.integers(1, 9))
+    sink = draw(st.integers(0, window - 1))
+    chunks = draw(st.lists(st.integers(1, window - sink), min_size=1, max_size=12))
+    return window, sink, draw(st.integers(1, 3)), chunks
+
+
+@settings(deadline=None, max_examples=100)
+@given(streams())
+def test_the_ring_gives_what_a_cache_that_moves_its_rows_gives(stream):
+    window, sink, tokens, chunks = stream
+    torch.manual_seed(0)
+    ring, shifting = make(window, sink, tokens=tokens), ShiftingCache(window, sink, tokens)
+    for frames in chunks:
+        q, k, v = chunk_of(frames, tokens)
+        result = ring.view([0], frames, 1, tokens).attend(0, q[None], k[None], v[None])[0]
+        ring.advance([0], frames)
+        torch.testing.assert_close(result, shifting.attend(q, k, v))
+
+
+def test_a_stream_moves_and_allocates_no_rows():
+    cache = make(6, 2)
+    places = cache.k.data_ptr(), cache.v.data_ptr()
+    kept = None
+    for number in range(20):
+        k = torch.full((1, 2 * TOKENS, HEADS, WIDTH), float(number))
+        cache.view([0], 2, 1, TOKENS).attend(0, k, k, k)
+        cache.advance([0], 2)
+        rows = cache.k[0, 0, :, 0, 0]
+        changed = TOKENS * 6 if kept is None else int((rows != kept).sum())
+        assert number < 1 or changed == 2 * TOKENS  # the chunk's own and no other
+        kept = rows.clone()
+    assert places == (cache.k.data_ptr(), cache.v.data_ptr())
 
 
 def test_slots_at_different_positions_do_not_see_each_other():

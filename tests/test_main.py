@@ -153,6 +153,9 @@ def test_a_port_in_use_is_told_at_once(capsys):
         (["serve", "--port", "70000"], "from 0 to 65535"),
         (["serve", "--slots", "0"], "--slots is 0"),
         (["serve", "--lead", "0"], "--lead is 0"),
+        (["serve", "--context", "0"], "--context is 0"),
+        (["generate", "--prompt", "a", "--context", "-3", "-o", "a.mp4"], "--context is -3"),
+        (["generate", "--prompt", "a", "--context", "9", "-o", "a.mp4"], "the preset tiny has a window of its own"),
         (["serve", "--ice-server", "http://x"], "must look like stun:"),
         (["generate", "--prompt", " ", "-o", "a.mp4"], "the prompt is empty"),
         (["generate", "--prompt", "a", "--keys", "w", "-o", "a.mp4"], "write keys and frames"),
@@ -177,3 +180,5 @@ def test_the_engine_is_built_with_what_the_command_line_says():
     options = _parser().parse_args(["serve", "--slots", "1", "--weights", "random", "--preset", "tiny"])
     expected = {"preset": "tiny", "weights": "random", "device": "auto", "slots": 1, "schedule": "auto"}
     assert engine_options(options) == expected
+    options = _parser().parse_args(["generate", "--prompt", "a", "--context", "30", "-o", "a.mp4"])
+    assert engine_options(options)["context"] == 30

@@ -63,10 +63,56 @@ def test_decoded_frames_lie_between_minus_one_and_one(vae):
     assert frames.abs().max() <= 1
 
 
-def test_a_picture_followed_by_zeros_encodes_to_a_constant_after_a_bounded_prefix(vae):
-    stream = vae.encoder()
-    parts = [stream.encode(video(1))] + [stream.encode(torch.zeros(3, 4, 12, 16)) for _ in range(30)]
-    assert torch.equal(parts[-1], parts[-2]) and not torch.equal(parts[1], parts[2])
+STAGES = [
+    {"multipliers": (1, 2, 2), "temporal_downsample": (True, True)},
+    {"multipliers": (1, 2, 2), "temporal_downsample": (False, True)},
+    {"multipliers": (1, 2), "temporal_downsample": (False,), "residual_blocks": 1},
+    {"multipliers": (1, 2), "temporal_downsample": (True,), "residual_blocks": 3},
+    {"multipliers": (1, 2, 4, 4), "temporal_downsample": (False, True, True)},
+]
+
+
+@pytest.mark.parametrize("stages", STAGES, ids=str)
+@torch.inference_mode()
+def test_a_still_is_the_picture_and_zeros_encoded_until_the_encoding_repeats(stages):
+    torch.manual_seed(0)
+    vae = WanVAE(WanVAEConfig(dim=4, latent_channels=3, mean=(0.1,) * 3, std=(2.0,) * 3, **stages)).eval()
+    image = torch.rand(3, 16, 24) * 2 - 1
+    still = vae.encoder().encode_still(image)
+    frames = still.shape[1] + 5
+    clip = torch.zeros(3, 1 + vae.config.group * (frames - 1), 16, 24)
+    clip[:, 0] = image
+    whole = vae.encoder().encode(clip)
+    expected = torch.cat((still, still[:, -1:].expand(-1, 5, -1, -1)), dim=1)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_still_stops_no_later_than_the_encoding_repeats():
+    """In float64, where what the picture leaves behind is not lost in rounding."""
+    torch.manual_seed(0)
+    vae = WanVAE(CONFIG).double().eval()
+    still = vae.encoder().encode_still(torch.rand(3, 12, 16).double())
+    assert not torch.equal(still[:, -1], still[:, -2])
+
+
+def test_a_still_in_wans_encoder_is_thirty_latent_frames():
+    with torch.device("meta"):
+        vae = WanVAE()
+        encoder = vae.encoder()
+        stage = torch.empty(1, 96, 4, 16, 16)
+        assert vae._modules["encoder"].conv1.settle(torch.empty(1, 3, 2, 16, 16)).shape[2] == 4
+        for layer in list(vae._modules["encoder"].downsamples)[:2]:
+            stage = layer.settle(stage)
+        assert stage.shape[2] == 12
+        assert encoder.encode_still(torch.empty(3, 16, 16)).shape == (16, 30, 2, 2)
+
+
+def test_a_still_leaves_a_streams_state_as_it_was(vae):
+    stream, other = vae.encoder(), vae.encoder()
+    stream.encode(video(5)), other.encode(video(5))
+    stream.encode_still(torch.zeros(3, 12, 16))
+    assert torch.equal(stream.encode(video(4)), other.encode(video(4)))
 
 
 @pytest.mark.parametrize("first, second", [(0, None), (3, None), (1, 3), (5, 0)])

@@ -1,0 +1,218 @@
+"""A stream has no end: no table of positions, no drift, the same memory and time for every chunk."""
+
+import dataclasses
+import gc
+import json
+import math
+
+import pytest
+import torch
+from test_engine import CONFIG, PRESET, Text, Vae, small_engine
+
+from benchmarks import endless
+from kernels import fused
+from pipeline.chunk import Control, SessionSpec
+from pipeline.engine import Engine
+from pipeline.kv_cache import POSITIONS, KVCache
+from pipeline.load import Parts
+from pipeline.sampler import CONTEXT
+from pipeline.text_encoder import PromptCache
+from pipeline.transformer import Transformer, rope_angles, time_frequencies
+
+TOKENS, HEADS, WIDTH, CHUNK, WINDOW, SINK = 2, 2, 12, 3, 9, 3
+TOLERANCE = 1e-5
+"""Of the relative error of outputs in float32; what is measured is some 1e-7."""
+
+
+def make(sink=SINK, **options) -> KVCache:
+    options = {"dtype": torch.float32, **options}
+    return KVCache(1, 1, WINDOW, sink, TOKENS, HEADS, WIDTH, device="cpu", **options)
+
+
+def attend(cache: KVCache, q, k, v) -> torch.Tensor:
+    """A chunk of q, k, v before RoPE, (L, H, D) each, as self-attention hands it in."""
+    view = cache.view([0], CHUNK, 1, TOKENS)
+    q, k = (fused.rope(x[None], *view.rope).to(cache.k.dtype) for x in (q, k))
+    result = view.attend(0, q, k, v[None].to(cache.k.dtype))[0]
+    cache.advance([0], CHUNK)
+    return result
+
+
+def drawn(chunk: int) -> torch.Tensor:
+    """q, k, v of a chunk before RoPE, (3, L, H, D)."""
+    return torch.randn(3, CHUNK * TOKENS, HEADS, WIDTH, generator=torch.Generator().manual_seed(chunk))
+
+
+def turned(x: torch.Tensor, positions: list[int]) -> torch.Tensor:
+    """RoPE in float64; x: (L, H, D)."""
+    cos, sin = rope_angles(torch.tensor([positions], dtype=torch.float64), 1, TOKENS, WIDTH, torch.device("cpu"))
+    return fused.rope(x[None], cos, sin)[0]
+
+
+def by_definition(chunk: int, sink: int = SINK, positions: int = POSITIONS) -> torch.Tensor:
+    """What `chunk` gets when its window is moved to the front: small positions, no cache, nothing turned twice.
+
+    Position 0 is the sink's first frame while the reference knows the chunk's last position; later the sink's follow.
+    """
+    frames = list(range((chunk + 1) * CHUNK))
+    seen = frames if len(frames) <= WINDOW else frames[:sink] + frames[len(frames) - (WINDOW - sink) :]
+    behind = max(0, len(frames) - positions)
+    placed = [frame if frame < sink else frame - behind for frame in seen]
+    parts = {number: drawn(number) for number in {frame // CHUNK for frame in seen}}
+    rows = [parts[frame // CHUNK][:, frame % CHUNK * TOKENS :][:, :TOKENS] for frame in seen]
+    _, k, v = torch.cat(rows, dim=1)
+    q = turned(parts[chunk][0], placed[-CHUNK:])
+    scores = torch.einsum("lhd,shd->hls", q, turned(k, placed)) / math.sqrt(WIDTH)
+    return torch.einsum("hls,shd->lhd", scores.softmax(-1), v)
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+@pytest.mark.parametrize("sink, chunks", [(SINK, 5001), (0, 501)])
+@torch.inference_mode()
+def test_every_chunk_of_5000_attends_as_if_its_window_stood_at_the_beginning(sink, chunks):
+    cache = make(sink)
+    worst = 0.0
+    for chunk in range(chunks):
+        result = attend(cache, *drawn(chunk))
+        if chunk < 20 or 330 < chunk < 360 or chunk % 500 == 0:
+            worst = max(worst, error(result, by_definition(chunk, sink)))
+    assert worst < TOLERANCE
+
+
+def test_the_sink_stands_where_the_reference_has_it_until_the_reference_ends():
+    cache = make()
+    for chunk in range(POSITIONS // CHUNK):
+        attend(cache, *drawn(chunk))
+        if chunk == 0:
+            written = cache.k[0, 0, : SINK * TOKENS].clone()
+    assert torch.equal(cache.k[0, 0, : SINK * TOKENS], written)
+    attend(cache, *drawn(POSITIONS // CHUNK))
+    assert not torch.equal(cache.k[0, 0, : SINK * TOKENS], written)
+
+
+def test_a_turned_sink_does_not_drift_in_bfloat16():
+    """A thousand turns later it is the written key turned once, to the bit."""
+    cache = make(dtype=torch.bfloat16)
+    for chunk in range(1400):
+        attend(cache, *drawn(chunk))
+    frames = 1400 * CHUNK - POSITIONS
+    written = turned(drawn(0)[1], [0, 1, 2]).bfloat16()
+    pairs = len(time_frequencies(WIDTH, "cpu"))
+    angles = frames * time_frequencies(WIDTH, "cpu")[None, None]
+    expected = fused.rope(written[None, ..., : 2 * pairs], angles.cos().float(), angles.sin().float())[0]
+    assert torch.equal(cache.k[0, 0, : SINK * TOKENS, :, : 2 * pairs], expected)
+    assert torch.equal(cache.k[0, 0, : SINK * TOKENS, :, 2 * pairs :], written[..., 2 * pairs :])
+
+
+def test_a_stream_that_is_taken_back_sees_its_sink_as_it_was():
+    cache = make()
+    for chunk in range(360):
+        attend(cache, *drawn(chunk))
+    cache.advance([0], -350 * CHUNK)
+    for chunk in range(10, 14):
+        result = attend(cache, *drawn(chunk))
+    assert error(result, by_definition(13)) < TOLERANCE
+
+
+def test_a_new_stream_in_a_slot_does_not_see_the_old_ones_turn():
+    cache = make()
+    for chunk in range(400):
+        attend(cache, *drawn(chunk))
+    cache.reset(0)
+    for chunk in range(4):
+        assert error(attend(cache, *drawn(chunk)), by_definition(chunk)) < TOLERANCE
+
+
+@pytest.mark.parametrize("position", [10_000, 10**6, 10**8])
+def test_scores_depend_on_relative_positions_alone(position):
+    """10^8 latent frames are nine months at four a second."""
+    q, k, _ = drawn(0)
+    near, far = (
+        torch.einsum("lhd,shd->hls", turned(q, [at, at + 1, at + 2]), turned(k, [at - 6, at - 5, at - 4]))
+        for at in (6, position)
+    )
+    assert error(far, near) < 2e-6
+
+
+def context_passes(model: Transformer, cache: KVCache, latents: torch.Tensor, text) -> list[torch.Tensor]:
+    """The model's output for chunks of clean latents, (chunks, C, T, h, w), each keeping its keys and values."""
+    time = model.embed_time(torch.tensor([CONTEXT.timestep]))
+    outputs = []
+    for latent in latents:
+        view = cache.view([0], CHUNK, 2, 3)
+        outputs.append(model(latent[None], time, text, None, view))
+        cache.advance([0], CHUNK)
+    return outputs
+
+
+@torch.inference_mode()
+def test_a_session_at_chunk_5000_equals_the_same_window_at_the_beginning():
+    """Two layers see two windows back, so after three of the same latents nothing else is left in the output."""
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(CONFIG, camera_channels=0)).eval()
+    latents, text = torch.randn(12, 4, CHUNK, 4, 6), model.embed_text(torch.randn(1, 3, 16))
+
+    def stream(first: int, sink: int) -> torch.Tensor:
+        """The outputs of the last window of 9 chunks from `first` on; the sink, and a whole ring, is the same."""
+        cache = KVCache(2, 1, WINDOW, sink, 6, 4, 12, torch.float32, "cpu")
+        context_passes(model, cache, latents[:3], text)
+        cache.advance([0], first * CHUNK - cache.position(0))
+        return torch.cat(context_passes(model, cache, latents[3:], text)[-3:])
+
+    assert error(stream(4991, sink=0), stream(3, sink=0)) < TOLERANCE
+    # With a sink from where it follows: before, each chunk sees it a little further away, as in the reference.
+    follows = POSITIONS // CHUNK
+    assert error(stream(4991, sink=SINK), stream(follows, sink=SINK)) < TOLERANCE
+    assert error(stream(4991, sink=SINK), stream(3, sink=SINK)) > 10 * TOLERANCE
+
+
+def test_an_engine_past_the_limit_gives_the_same_whether_or_not_its_context_pass_waits(monkeypatch):
+    """The owed chunk sees the sink where its own steps saw it, not where the chunk after it does."""
+    together, apart = small_engine(), small_engine()
+    made = []
+    for engine in (together, apart):
+        engine._cache._follow_from = PRESET.window
+        engine.open(SessionSpec("a", "a meadow", 1))
+        for _ in range(8):
+            (chunk,) = engine.step()
+            if engine is apart:
+                engine.settle()
+        made.append(torch.from_numpy(chunk.frames).float())
+    assert together._cache._turned[0] == [16 - 6] * 2
+    assert (made[0] - made[1]).abs().max() <= 1  # of 255: what a rounding at half turns
+
+
+def tensors_alive() -> tuple[int, int]:
+    """How many, and their bytes."""
+    gc.collect()
+    sizes = [x.numel() * x.element_size() for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    return len(sizes), sum(sizes)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own lazy objects, when they are looked at
+def test_an_engine_runs_on_past_the_references_last_position_in_the_same_memory():
+    preset = dataclasses.replace(PRESET, steps=PRESET.steps[:1])
+    torch.manual_seed(0)
+    model = Transformer(preset.transformer).eval().requires_grad_(False)
+    engine = Engine(preset, Parts(model, Vae(), PromptCache(Text())), slots=1)
+    engine.open(SessionSpec("a", "a meadow", 1))
+    engine.control("a", Control(1, frozenset("wj")))
+    for _ in range(8):
+        engine.step()
+    engine._cache.advance([0], 10**6)
+    engine.step()
+    before = tensors_alive()
+    for _ in range(200):
+        first_frame = engine.step()[0].first_frame
+    assert first_frame == 8 * 208 - 3
+    assert tensors_alive() == before
+
+
+def test_the_benchmark_measures_time_and_memory_of_chunks(capsys):
+    assert endless.main(["--chunks", "4", "--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [point["chunk"] for point in result["points"]] == [4]
+    assert result["points"][0]["seconds_a_chunk"] > 0 and result["points"][0]["rss_mb"] > 0 and result["turn_ms"] > 0
