@@ -61,6 +61,11 @@ class ImageConditioning:
         self._frame = 0
         self._settled = False
 
+    @property
+    def settled(self) -> bool:
+        """From here on every latent frame is the same."""
+        return self._settled
+
     def chunk(self, frames: int) -> Tensor:
         """The next `frames` latent frames: (MASK_CHANNELS + C, T, h, w)."""
         return torch.cat([self._next() for _ in range(frames)], dim=1)
