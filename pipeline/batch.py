@@ -34,6 +34,10 @@ class Batch(NamedTuple):
             None if self.condition is None else self.condition[pick],
         )
 
+    def silent(self) -> "Batch":
+        """The same rows, which write nothing to the cache."""
+        return self._replace(memory=self.memory.silent())
+
 
 class Owed(NamedTuple):
     """A chunk whose frames are out but whose keys and values are not in the cache yet.

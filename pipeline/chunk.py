@@ -3,7 +3,8 @@
 Frames are numpy arrays (frames, height, width, 3), uint8, RGB.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +79,97 @@ class Control:
         """The control that replaces this one while its chunk has not begun: newest of everything."""
         prompt = self.prompt if newer.prompt is None else newer.prompt
         return Control(max(self.sequence, newer.sequence), newer.keys, prompt)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What changed before a chunk was made: the keys held from there on, and a new prompt or None.
+
+    `rewrites` is how many chunks of the past were written anew under that prompt before each chunk from there on,
+    0 where the past stayed as it was.
+    """
+
+    chunk: int
+    keys: frozenset[str] = frozenset()
+    prompt: str | None = None
+    rewrites: int = 0
+
+    def __post_init__(self) -> None:
+        Control(keys=self.keys, prompt=self.prompt)
+        if self.chunk < 0 or self.rewrites < 0:
+            raise ValueError(f"an event counts from 0: chunk {self.chunk}, rewrites {self.rewrites}")
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A session as its history: all that an engine of the same preset needs to go on with it.
+
+    `chunk` chunks were made and `frame` video frames of them were shown. `events` rise by chunk and are the whole
+    history; `latents` (chunks, C, T, h, w) float32 are the clean latents of the newest chunks, `first` those of the
+    stream's first chunks, which a preset with a sink sees for ever. `held` is the control in force, `waiting` one that
+    no chunk obeys yet. Raises ValueError where that does not fit together.
+    """
+
+    preset: str
+    spec: SessionSpec
+    chunk: int
+    frame: int
+    events: tuple[Event, ...]
+    first: np.ndarray
+    latents: np.ndarray
+    held: Control = field(default_factory=Control)
+    waiting: Control | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk < 0 or self.frame < 0:
+            raise ValueError(f"a session counts from 0: chunk {self.chunk}, frame {self.frame}")
+        if self.latents.ndim != 5 or self.first.shape[1:] != self.latents.shape[1:]:
+            raise ValueError(f"the latents are {self.latents.shape} and {self.first.shape}; (chunks, C, T, h, w) fit")
+        if max(len(self.first), len(self.latents)) > self.chunk:
+            raise ValueError(f"there are latents of {len(self.latents)} chunks, and {self.chunk} were made")
+        chunks = [event.chunk for event in self.events]
+        if chunks != sorted(set(chunks)) or (chunks and chunks[-1] >= self.chunk):
+            raise ValueError("the events must rise by chunk and be of chunks that were made")
+
+    @property
+    def oldest(self) -> int:
+        """The first chunk from which on all latents are kept."""
+        return self.chunk - len(self.latents)
+
+    def rewound(self, chunk: int, frame: int) -> "Session":
+        """The session as it was when `chunk` chunks, of `frame` video frames in all, had been made.
+
+        Raises ValueError for a chunk that has not been made.
+        """
+        if not 0 <= chunk <= self.chunk:
+            raise ValueError(
+                f"the session has {self.chunk} chunks; it can go back to 0 up to {self.chunk}, not {chunk}"
+            )
+        events = tuple(event for event in self.events if event.chunk < chunk)
+        keys = events[-1].keys if events else frozenset()
+        return replace(
+            self,
+            chunk=chunk,
+            frame=frame,
+            events=events,
+            first=self.first[:chunk],
+            latents=self.latents[: max(0, chunk - self.oldest)],
+            held=Control(self.held.sequence, keys),
+            waiting=None,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a file that load() reads; the one that was there stays whole until the new one is complete."""
+        from pipeline.session_file import write
+
+        write(self, path)
+
+    @staticmethod
+    def load(path: Path) -> "Session":
+        """Raises ValueError that names the file when it is none of ours, damaged, or of a newer version."""
+        from pipeline.session_file import read
+
+        return read(path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,27 +9,30 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
-from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, SessionSpec, World
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_file, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
+from pipeline.history import Conditions, History, Made, Sight, Stale, by_chunk, plan_rebuild, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
 from pipeline.pending import Frames, PendingChunk
-from pipeline.presets import Preset, find_preset
+from pipeline.presets import PROMPT_CHANGES, Preset, find_preset
 from pipeline.sampler import CONTEXT, denoise_chunk, noise
 from pipeline.slots import Slot, Slots
-from pipeline.steering import Steering
+from pipeline.steering import Steering, Walked
 from pipeline.stopwatch import Stopwatch
-from pipeline.transformer import CameraTerms
+from pipeline.transformer import CameraTerms, TextTerms
 
 CONTEXT_PASS = -1
 """The index of the clean timestep among the time embeddings, which hold it last."""
@@ -37,6 +40,8 @@ SCHEDULES = ("auto", "batch", "turns", "parallel")
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
+HISTORY_BYTES = 64 * 2**20
+"""Clean latents kept of a session; never less than a rebuild of its cache and its decoder takes."""
 CROWDED = 0.7
 """The share of a chunk's playing time from which on a machine has little rest."""
 
@@ -47,7 +52,8 @@ class Engine:
     `schedule` is how several live slots share a step: as one "batch", in "turns", on a CPU in "parallel", each
     on its own cores, or "auto", whichever prewarm() finds to answer soonest. Turns and parallel give each slot
     the very bits that it has alone. `context` bounds the latent frames kept by a preset without a window.
-    `image` is an encoded picture for the sessions that bring none.
+    `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
+    a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
     """
 
     def __init__(
@@ -61,10 +67,11 @@ class Engine:
         context: int = GLOBAL_CONTEXT,
         backend: str = "auto",
         image: bytes | None = None,
+        prompt_change: str | None = None,
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
-        _check_options(slots, schedule, self._device)
+        _check_options(slots, schedule, self._device, prompt_change)
         self.preset = preset
         self.world: World | None = None
         self._model, self._vae, self._text = parts
@@ -86,6 +93,9 @@ class Engine:
         )
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
+        self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
+        # At most so many chunks of a past are written anew before each chunk for a new prompt, None for all at once.
+        self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
         self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
@@ -114,6 +124,57 @@ class Engine:
 
     def clear_text_cache(self) -> None:
         self._text.clear_text_cache()
+
+    # Sessions as plain data
+
+    @torch.inference_mode()
+    def snapshot(self, session: str, chunks: int | None = None) -> Session:
+        """The live session as plain data; between two steps. Waits for the device.
+
+        `chunks` bounds the latents that go along to the newest so many, or what a resume needs if that is more.
+        Raises ValueError when the session is not live or has latents that are not finite.
+        """
+        slot = self._live(session)
+        first, newest = slot.history.latents()
+        if chunks is not None:
+            newest = newest[-max(chunks, slot.chunk - self._oldest_needed(slot.chunk)) :]
+        data = Session(
+            preset=self.preset.name,
+            spec=slot.spec,
+            chunk=slot.chunk,
+            frame=slot.frame,
+            events=tuple(slot.history.events),
+            first=self._stacked(first),
+            latents=self._stacked(newest),
+            held=slot.held,
+            waiting=slot.waiting,
+        )
+        if not np.isfinite(data.latents).all():
+            raise ValueError(f"session {session} has broken down (its latents are not finite); it cannot be kept")
+        return data
+
+    def resume(self, data: Session, name: str | None = None, windows: int | None = None) -> None:
+        """Give a session from plain data a slot, under `name` or its own; its next chunk is the one that was next.
+
+        The cache comes from context passes over the kept latents: those that the next chunk sees, and `windows` windows
+        before them, None for all that matter; where fewer are kept than it sees, every chunk is made once more.
+        Raises WorldFull when no slot is free, ValueError when the data are not of this preset or the name is taken.
+        """
+        self._check_session(data)
+        spec = replace(data.spec, session=name or data.spec.session)
+        with torch.inference_mode():
+            self._slots.admit(spec, lambda index: self._revive(index, replace(data, spec=spec), windows))
+
+    def rewind(self, session: str, chunk: int, windows: int | None = None) -> None:
+        """Take a live session back to where it had made `chunk` chunks; `windows` as in resume().
+
+        What is held stays as it was there until a control comes. Raises ValueError for a session that is not live or a
+        chunk that it has not made.
+        """
+        slot = self._live(session)
+        data = self.snapshot(session).rewound(chunk, self._frames_until(chunk))
+        with torch.inference_mode():
+            self._slots.renew(slot, lambda index: self._revive(index, data, windows))
 
     # The loop
 
@@ -179,16 +240,32 @@ class Engine:
         ready, ended = [], []
         for slot in due:
             try:
-                self._obey(slot, slot.take())
+                self._obey(slot, slot.take(), self._pace)
                 ready.append(slot)
             except ValueError as error:
                 ended.append(self._end(slot, str(error)))
         return ready, ended
 
-    def _obey(self, slot: Slot, control: Control) -> None:
+    def _obey(self, slot: Slot, control: Control, pace: int | None) -> None:
+        """`pace`: at most so many chunks of the past are written anew before a chunk; None for all of them."""
+        rewrites = 0
         if control.prompt is not None:
             self._set_prompt(slot, self._text.merge(slot.prompt, control.prompt))
+            rewrites = self._make_stale(slot, pace)
+        slot.history.obey(slot.chunk, control, rewrites)
         slot.steering.advance(control.keys)
+
+    def _make_stale(self, slot: Slot, pace: int | None) -> int:
+        """After a new prompt: how many chunks of the past are written anew for it before each chunk, 0 for none."""
+        slot.stale = Stale()
+        if pace == 0 or slot.chunk == 0:
+            return 0
+        chunks = stale_after(self._sight, slot.chunk, owed=slot.owed is not None)
+        if slot.owed is not None:
+            batch = self._past(slot, slot.chunk - 1, slot.text, self._sight.oldest(slot.chunk))
+            slot.owed = slot.owed._replace(batch=batch)
+        slot.stale = Stale(chunks, max(1, len(chunks) if pace is None else min(pace, len(chunks))))
+        return slot.stale.pace
 
     @torch.inference_mode()  # once more: it is a thread's own, and slots may run in theirs
     def _make_chunks(self, slots: Sequence[Slot]) -> list[PendingChunk]:
@@ -197,6 +274,8 @@ class Engine:
             return []
         watch = Stopwatch(self._device)
         with record_function("chunkcast.prepare"):
+            for slot in slots:
+                self._rewrite(slot)
             batch = self._gather(slots)
         watch.mark("prepare")
         with record_function("chunkcast.denoise"):
@@ -216,26 +295,30 @@ class Engine:
     def _gather(self, slots: Sequence[Slot]) -> Batch:
         memory = self._cache.view([slot.index for slot in slots], self.preset.chunk, *self.preset.token_grid)
         text = joined_text([slot.text for slot in slots])
-        return Batch(memory, text, self._camera(slots), self._condition(slots))
+        camera = self._camera([(slot.steering, slot.steering.walked) for slot in slots])
+        return Batch(memory, text, camera, self._condition(slots))
 
     def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
         for row, slot in enumerate(slots):
             slot.owed = Owed(batch.row(row), latents[row : row + 1])
+            # A copy where others made theirs along with it, whose latents would live as long.
+            own = latents[row].clone() if len(slots) > 1 else latents[row]
+            slot.history.keep(Made(own, slot.steering.walked))
         self._cache.advance([slot.index for slot in slots], self.preset.chunk)
 
-    def _camera(self, slots: Sequence[Slot]) -> list[CameraTerms] | None:
+    def _camera(self, walks: Sequence[tuple[Steering, Walked]]) -> list[CameraTerms] | None:
         if self.preset.control == "none":
             return None
-        plucker = torch.stack([slot.steering.plucker for slot in slots])
+        plucker = torch.stack([steering.plucker(walked) for steering, walked in walks])
         pose = None
         if self.preset.transformer.world_map is not None:
-            pose = self._to_device(torch.stack([slot.steering.pose for slot in slots]))
+            pose = self._to_device(torch.stack([walked.pose for _, walked in walks]))
         return self._model.embed_camera(self._to_device(plucker), pose)
 
     def _condition(self, slots: Sequence[Slot]) -> Tensor | None:
         if self.preset.image != "channels":
             return None
-        return torch.stack([slot.image.chunk(self.preset.chunk) for slot in slots])
+        return torch.stack([slot.image.of(slot.chunk) for slot in slots])
 
     def _denoise(self, slots: Sequence[Slot], batch: Batch) -> Tensor:
         """(B, C, T, h, w), clean."""
@@ -308,20 +391,143 @@ class Engine:
         self.close(slot.spec.session)
         return Ended(slot.spec.session, reason)
 
+    # The past once more
+
+    def _rewrite(self, slot: Slot) -> None:
+        """Write anew what is due of the past that a new prompt made stale."""
+        due, slot.stale = slot.stale.due(self._sight, slot.chunk)
+        for chunk in due:
+            batch = self._past(slot, chunk, slot.text, self._sight.oldest(slot.chunk))
+            self._pass(batch, slot.history.made(chunk).latents[None], [CONTEXT_PASS])
+
+    def _past(self, slot: Slot, chunk: int, text: list[TextTerms], oldest: int) -> Batch:
+        """What a pass over a chunk of the past needs; it sees the sink and the chunks from `oldest`."""
+        frames = self.preset.chunk
+        memory = self._cache.past_view(slot.index, chunk * frames, frames, oldest * frames, *self.preset.token_grid)
+        camera = self._camera([(slot.steering, slot.history.made(chunk).walked)])
+        return Batch(memory, text, camera, None if slot.image is None else slot.image.of(chunk)[None])
+
+    def _revive(self, index: int, data: Session, windows: int | None) -> Slot:
+        slot = self._make_slot(index, data.spec)
+        with self._cores.kept_to() if self.schedule == "parallel" else contextlib.nullcontext():
+            if data.oldest > self._oldest_needed(data.chunk):
+                self._replay(slot, data)
+            else:
+                self._recall(slot, data)
+                self._restore_cache(slot, data, windows)
+                self._restore_decoder(slot)
+        slot.chunk, slot.frame = data.chunk, self._frames_until(data.chunk)
+        slot.held, slot.waiting = data.held, data.waiting
+        return slot
+
+    def _replay(self, slot: Slot, data: Session) -> None:
+        """Make all chunks once more, and show none."""
+        for chunk, event in by_chunk(data.events, data.chunk):
+            control = Control(keys=event.keys, prompt=event.prompt if event.chunk == chunk else None)
+            self._obey(slot, control, event.rewrites)
+            (made,) = self._make_chunks([slot])
+            if isinstance(made, Ended):
+                raise ValueError(made.reason)
+
+    def _recall(self, slot: Slot, data: Session) -> None:
+        """The walk from its beginning, and the latents that are kept."""
+        history = slot.history
+        for chunk, event in by_chunk(data.events, data.chunk):
+            slot.steering.advance(event.keys)
+            if chunk == data.oldest:
+                history.skip(chunk)
+            if chunk >= data.oldest or chunk < len(data.first):
+                latents = data.latents[chunk - data.oldest] if chunk >= data.oldest else data.first[chunk]
+                history.keep(Made(self._to_device(torch.tensor(latents)), slot.steering.walked))
+        history.events = list(data.events)
+
+    def _restore_cache(self, slot: Slot, data: Session, windows: int | None) -> None:
+        depth = self._sight.span * (self.preset.transformer.layers if windows is None else windows)
+        settles = self._decode_stream is not None
+        plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, settles)
+        texts = _Texts(self, data)
+        for one in plan.passes:
+            batch, latents = (
+                self._past(slot, one.chunk, texts.of(one.prompt), one.oldest),
+                slot.history.made(one.chunk).latents[None],
+            )
+            if one.alone:
+                self._pass(batch, latents, [CONTEXT_PASS])
+            else:  # two rows as in step(), for the bits depend on the shape
+                self._pass(joined([batch, batch.silent()]), torch.cat((latents, latents)), [CONTEXT_PASS] * 2)
+        if plan.owed is not None:
+            last = data.chunk - 1
+            batch = self._past(slot, last, texts.of(plan.owed.prompt), plan.owed.oldest)
+            slot.owed = Owed(batch, slot.history.made(last).latents[None])
+        slot.stale = plan.stale
+        self._set_prompt(slot, texts.prompts[-1])
+        self._cache.advance([slot.index], data.chunk * self.preset.chunk)
+
+    def _restore_decoder(self, slot: Slot) -> None:
+        first = max(0, slot.history.count - self._decoder_chunks)
+        with contextlib.ExitStack() as stack:
+            if self._decode_stream is not None:
+                self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
+                stack.enter_context(torch.cuda.stream(self._decode_stream))
+            for chunk in range(first, slot.history.count):
+                self._decoders[slot.index].decode(slot.history.made(chunk).latents)
+
+    @property
+    def _decoder_chunks(self) -> int:
+        """How many chunks a decoder's state comes from; one more, because the first after a reset is cut otherwise."""
+        return math.ceil(self._decoders[0].reach / self.preset.chunk) + 1
+
+    def _oldest_needed(self, chunk: int) -> int:
+        """The first chunk, beside the sink's, whose latents are needed to go on with `chunk`."""
+        return max(0, min(self._sight.oldest(chunk), chunk - self._decoder_chunks))
+
+    def _kept_chunks(self) -> int:
+        needed = max(self._sight.span + 1, self._decoder_chunks)
+        return max(needed + 1, HISTORY_BYTES // (4 * math.prod(self.preset.latent_shape)))
+
+    def _frames_until(self, chunk: int) -> int:
+        """Video frames in the first `chunk` chunks."""
+        return self.preset.first_chunk_frames + (chunk - 1) * self.preset.chunk_frames if chunk else 0
+
+    def _stacked(self, latents: Sequence[Tensor]) -> np.ndarray:
+        return torch.stack(latents).cpu().numpy() if latents else np.empty((0, *self.preset.latent_shape), np.float32)
+
+    def _live(self, session: str) -> Slot:
+        slot = self._slots.find(session)
+        if slot is None:
+            raise ValueError(f"there is no live session {session}")
+        return slot
+
+    def _check_session(self, data: Session) -> None:
+        if data.preset != self.preset.name:
+            raise ValueError(f"the session is of the preset {data.preset}; this engine runs {self.preset.name}")
+        if data.latents.shape[1:] != self.preset.latent_shape:
+            raise ValueError(
+                f"its chunks are {data.latents.shape[1:]}; those of {data.preset} {self.preset.latent_shape}"
+            )
+        if len(data.first) != min(data.chunk, self._sight.sink_chunks):
+            raise ValueError(f"it has {len(data.first)} first chunks; {self._sight.sink_chunks} are in the sink")
+
     # What a session brings
 
     def _make_slot(self, index: int, spec: SessionSpec) -> Slot:
         self._decoders[index].reset()
-        slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script))
+        self._cache.reset(index)
+        spec = replace(spec, image=spec.image or self._image)
+        history = History(self._sight.sink_chunks, self._kept_chunks())
+        slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script), history)
         self._set_prompt(slot, self._text.merge("", spec.prompt))
-        self._set_image(slot, spec.image or self._image)
+        self._set_image(slot, spec.image)
         return slot
 
     def _set_prompt(self, slot: Slot, prompt: str) -> None:
         slot.prompt = prompt
         with record_function("chunkcast.text"):
             slot.encoded = self._text.encode(prompt)
-        slot.text = self._model.embed_text(self._to_device(slot.encoded.rows.unsqueeze(0)))
+        slot.text = self._embed_text(slot.encoded.rows)
+
+    def _embed_text(self, rows: Tensor) -> list[TextTerms]:
+        return self._model.embed_text(self._to_device(rows.unsqueeze(0)))
 
     def _set_image(self, slot: Slot, data: bytes | None) -> None:
         use = self.preset.image
@@ -334,7 +540,7 @@ class Engine:
         image = read_image(data, self.preset.height, self.preset.width).to(self._device, self._vae.dtype)
         encoder = self._vae.encoder()
         if use == "channels":
-            slot.image = ImageConditioning(encoder, image)
+            slot.image = Conditions(ImageConditioning(encoder, image), self.preset.chunk)
         else:
             slot.first = encoder.encode(image.unsqueeze(1).repeat(1, self.preset.first_frames, 1, 1)).float()
 
@@ -365,6 +571,8 @@ class Engine:
             times[schedule] = self._measure(schedule)
         self._schedule = _soonest(times, self.preset.chunk_seconds)
         self.world = self._describe(times[self._schedule])
+        if self._pace != 0:
+            self._pace = self._rewrites_a_chunk(times[self._schedule])
         return self.world
 
     def _candidates(self) -> tuple[str, ...]:
@@ -410,6 +618,15 @@ class Engine:
         """A grey picture for a trial session of a preset that cannot begin without one; None where it can."""
         return _grey_png() if self.preset.image == "channels" and self._image is None else None
 
+    def _rewrites_a_chunk(self, times: Sequence[float]) -> int:
+        """How many chunks of a past may be written anew before each chunk without breaking the frame rate.
+
+        What a step leaves of a chunk's playing time, with as many live as may be, over an upper bound of a pass; at
+        least one, or a new prompt would never be through.
+        """
+        spare = self.preset.chunk_seconds - times[self.world.slots - 1]
+        return max(1, int(spare / (times[0] / (len(self.preset.steps) + 1))))
+
     def _describe(self, times: Sequence[float]) -> World:
         """`times`: seconds of a step with 1, 2, ... live."""
         preset = self.preset
@@ -428,6 +645,23 @@ class Engine:
         )
 
 
+class _Texts:
+    """A session's prompts, each on top of the one before, embedded as they are asked for: one at a time is large."""
+
+    def __init__(self, engine: Engine, data: Session):
+        self._engine = engine
+        self.prompts = [engine._text.merge("", data.spec.prompt)]
+        for event in data.events:
+            if event.prompt is not None:
+                self.prompts.append(engine._text.merge(self.prompts[-1], event.prompt))
+        self._latest: tuple[int, list[TextTerms]] | None = None
+
+    def of(self, number: int) -> list[TextTerms]:
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self._engine._embed_text(self._engine._text.encode(self.prompts[number]).rows)
+        return self._latest[1]
+
+
 def build(
     preset: str = "tiny",
     weights: str | Path | None = None,
@@ -436,6 +670,7 @@ def build(
     schedule: str = "auto",
     context: int | None = None,
     image: str | Path | None = None,
+    prompt_change: str | None = None,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
@@ -445,14 +680,23 @@ def build(
     """
     found = find_preset(preset)
     place = choose_device(device)
-    _check_options(slots, schedule, place)
+    _check_options(slots, schedule, place, prompt_change)
     picture = read_file(image) if image is not None else None
     if picture is not None:
         read_image(picture, found.height, found.width)
     parts = load_parts(found, weights, place)
 
     def engine(schedule: str, context: int) -> Engine:
-        return Engine(found, parts, slots=slots, device=place, schedule=schedule, context=context, image=picture)
+        return Engine(
+            found,
+            parts,
+            slots=slots,
+            device=place,
+            schedule=schedule,
+            context=context,
+            image=picture,
+            prompt_change=prompt_change,
+        )
 
     largest = "turns" if schedule == "turns" else "batch"
     dtype = parts.transformer.dtype
@@ -479,11 +723,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _check_options(slots: int, schedule: str, device: torch.device) -> None:
+def _check_options(slots: int, schedule: str, device: torch.device, prompt_change: str | None) -> None:
     if slots < 1:
         raise ValueError(f"slots is {slots}; it must be at least 1")
     if schedule not in SCHEDULES:
         raise ValueError(f"no schedule {schedule!r}; it is one of {', '.join(SCHEDULES)}")
+    if prompt_change not in (None, *PROMPT_CHANGES):
+        raise ValueError(f"no prompt change {prompt_change!r}; it is {' or '.join(PROMPT_CHANGES)}")
     if schedule == "parallel" and device.type == "cuda":
         raise ValueError("the schedule parallel divides the cores of a CPU; on a GPU it is auto, batch or turns")
 

@@ -134,8 +134,25 @@ class KVCache:
                 f"a chunk of {frames} latent frames has no room in a window of {self.window_frames} "
                 f"beside a sink of {self.sink_frames}"
             )
+        return self._view(tuple(self._slot_view(slot, frames) for slot in slots), frames, rows, columns)
+
+    def past_view(self, slot: int, position: int, frames: int, oldest: int, rows: int, columns: int) -> "CacheView":
+        """The Memory for writing anew the `frames` latent frames of `slot` from `position`, which it has seen before.
+
+        They see themselves, the sink, and of the latent frames before them those from `oldest`, each as written last;
+        what came after them stays out of sight. Frames that are neither in the sink nor from `oldest` on are neither
+        written nor seen.
+        """
+        end = position + frames
+        start = max(oldest, self.sink_frames, end - (self.window_frames - self.sink_frames))
+        places = sorted(self._frame_row(frame) for frame in (*range(min(self.sink_frames, end)), *range(start, end)))
+        kept = [index for index in range(frames) if position + index < self.sink_frames or position + index >= start]
+        runs = tuple(self._runs(position, kept))
+        view = SlotView(slot, position, tuple(self._spans(places)), runs, self._turn(end))
+        return self._view((view,), frames, rows, columns)
+
+    def _view(self, parts: "tuple[SlotView, ...]", frames: int, rows: int, columns: int) -> "CacheView":
         assert rows * columns == self.tokens_per_frame, (rows, columns, self.tokens_per_frame)
-        parts = tuple(self._slot_view(slot, frames) for slot in slots)
         starts = [
             torch.arange(part.position, part.position + frames, dtype=torch.float64, device=self.k.device)
             for part in parts
@@ -145,8 +162,9 @@ class KVCache:
 
     def _slot_view(self, slot: int, frames: int) -> "SlotView":
         position = self._positions[slot]
-        seen = min(position + frames, self.window_frames) * self.tokens_per_frame
-        return SlotView(slot, position, seen, tuple(self._runs(position, frames)), self._turn(position + frames))
+        seen = Span(0, min(position + frames, self.window_frames) * self.tokens_per_frame)
+        runs = tuple(self._runs(position, range(frames)))
+        return SlotView(slot, position, (seen,), runs, self._turn(position + frames))
 
     def _turn(self, end: int) -> Turn:
         """What the sink owes a chunk that ends before position `end`."""
@@ -167,13 +185,24 @@ class KVCache:
             written.copy_(keys)
         keys.copy_(written if turn.frames == 0 else fused.rope(written[None], turn.cos, turn.sin)[0])
 
-    def _runs(self, position: int, frames: int) -> list[Run]:
-        """Where the latent frames from `position` go, neighbours joined."""
+    def _spans(self, places: Sequence[int]) -> list["Span"]:
+        """The rows of latent frames at these rising places, neighbours joined."""
+        spans: list[Span] = []
+        tokens = self.tokens_per_frame
+        for place in places:
+            if spans and spans[-1].stop == place * tokens:
+                spans[-1] = spans[-1]._replace(stop=(place + 1) * tokens)
+            else:
+                spans.append(Span(place * tokens, (place + 1) * tokens))
+        return spans
+
+    def _runs(self, position: int, indexes: Sequence[int]) -> list[Run]:
+        """Where those latent frames of the chunk from `position` go, neighbours joined."""
         runs: list[Run] = []
         tokens = self.tokens_per_frame
-        for index in range(frames):
+        for index in indexes:
             row = self._frame_row(position + index) * tokens
-            if runs and runs[-1].row + runs[-1].count == row:
+            if runs and runs[-1].row + runs[-1].count == row and runs[-1].source + runs[-1].count == index * tokens:
                 runs[-1] = runs[-1]._replace(count=runs[-1].count + tokens)
             else:
                 runs.append(Run(row, index * tokens, tokens))
@@ -185,15 +214,22 @@ class KVCache:
         return frame if frame < sink else sink + (frame - sink) % ring
 
 
+class Span(NamedTuple):
+    """The rows from `start` up to `stop`."""
+
+    start: int
+    stop: int
+
+
 class SlotView(NamedTuple):
     """One slot's part of a view.
 
-    `seen` counts the rows from 0 that the chunk attends to, its own included; `turn` is where its sink stands.
+    `seen` are the rows that the chunk attends to, its own included; `turn` is where its sink stands.
     """
 
     slot: int
     position: int
-    seen: int
+    seen: tuple[Span, ...]
     runs: tuple[Run, ...]
     turn: Turn
 
@@ -210,6 +246,10 @@ class CacheView:
         """The view of that row alone."""
         cos, sin = self.rope
         return CacheView(self.cache, self.slots[index : index + 1], (cos[index : index + 1], sin[index : index + 1]))
+
+    def silent(self) -> "CacheView":
+        """The same sight, and nothing is written."""
+        return CacheView(self.cache, tuple(slot._replace(runs=()) for slot in self.slots), self.rope)
 
     @staticmethod
     def joined(views: "Sequence[CacheView]") -> "CacheView":
@@ -235,4 +275,8 @@ class CacheView:
         for row, source, count in runs:
             keys[row : row + count] = k[index, source : source + count]
             values[row : row + count] = v[index, source : source + count]
-        return attention(q[index : index + 1], keys[None, :seen], values[None, :seen], self.cache.backend)
+        if len(seen) == 1:  # all but always: no copy
+            keys, values = keys[seen[0].start : seen[0].stop], values[seen[0].start : seen[0].stop]
+        else:
+            keys, values = (torch.cat([rows[span.start : span.stop] for span in seen]) for rows in (keys, values))
+        return attention(q[index : index + 1], keys[None], values[None], self.cache.backend)

@@ -12,6 +12,7 @@ from pipeline.world_map import WorldMapConfig
 
 CAMERA_CHANNELS = {"none": 0, "cam": 6 * 8 * 8, "act": 7 * 8 * 8}
 IMAGE_CHANNELS = 4 + 16
+PROMPT_CHANGES = ("rebuild", "swap")
 LATER_FRAMES = 4
 """Video frames in each latent frame but the first of a stream."""
 
@@ -26,7 +27,8 @@ class Preset:
     picture becomes: extra input "channels" (which the model then needs), the stream's "first" latent
     frame, or "none". `scale` is pixels along a latent pixel, `first_frames` the video frames of a
     stream's first latent frame, `field_of_view` and `pitch_limit` are in degrees, horizontal and
-    up or down.
+    up or down. `prompt_change` is whether a new prompt has the cache written anew under it ("rebuild") or is heard by
+    cross-attention alone ("swap").
 
     Raises ValueError where the values do not fit together.
     """
@@ -49,6 +51,7 @@ class Preset:
     first_frames: int = 1
     field_of_view: float = 70.0
     pitch_limit: float = 85.0
+    prompt_change: str = "rebuild"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -91,6 +94,7 @@ class Preset:
 _CHOICES = {
     "control": tuple(CAMERA_CHANNELS),
     "image": ("none", "first", "channels"),
+    "prompt_change": PROMPT_CHANGES,
     "vae": ("wan", "tiny"),
     "text": ("umt5", "tiny"),
 }

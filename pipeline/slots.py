@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.batch import Owed
 from pipeline.chunk import Control, SessionSpec, WorldFull
-from pipeline.conditioning import ImageConditioning
+from pipeline.history import Conditions, History, Stale
 from pipeline.steering import Steering
 from pipeline.text_encoder import EncodedPrompt
 from pipeline.transformer import TextTerms
@@ -20,18 +20,20 @@ class Slot:
     `index` is the row of the key-value cache and the decoder that are its own. A picture that it began
     with is extra input channels (`image`) or the first latent frame (`first`). `chunk` and `frame`
     count what was made so far; `owed` is the chunk whose context pass has not run; `held` is the control in
-    force, `waiting` the newest one that no chunk obeys yet.
+    force, `waiting` the newest one that no chunk obeys yet; `stale` is what a new prompt left to be written anew.
     """
 
     index: int
     spec: SessionSpec
     steering: Steering
+    history: History
     prompt: str = ""
     encoded: EncodedPrompt | None = None
     text: list[TextTerms] = field(default_factory=list)
-    image: ImageConditioning | None = None
+    image: Conditions | None = None
     first: Tensor | None = None
     owed: Owed | None = None
+    stale: Stale = field(default_factory=Stale)
     held: Control = field(default_factory=Control)
     waiting: Control | None = None
     chunk: int = 0
@@ -77,6 +79,15 @@ class Slots:
         index = self._rows.index(None)
         self._rows[index] = make(index)
         return self._rows[index]
+
+    def renew(self, slot: Slot, make: Callable[[int], Slot]) -> Slot:
+        """Put what `make(index)` builds into the slot's row in its place; where it fails the row is freed."""
+        try:
+            self._rows[slot.index] = make(slot.index)
+        except BaseException:
+            self.free(slot)
+            raise
+        return self._rows[slot.index]
 
     def free(self, slot: Slot) -> None:
         assert self._rows[slot.index] is slot, f"row {slot.index} is not held by session {slot.spec.session}"

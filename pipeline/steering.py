@@ -4,6 +4,7 @@ T latent frames in a chunk, h w latent height and width.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +18,24 @@ START_STREAM = 2**32
 """Keeps the draw of the starting place apart from the noise of the chunks, which count from 0."""
 
 
-class Steering:
-    """Where one session's viewer stands, and the camera input of the chunk that was stepped into last.
+class Walked(NamedTuple):
+    """The walk through one chunk: pose (T, 2, 4) float64 (see camera.walk), and the keys of each video frame walked,
+    `moves` of them in each latent frame."""
 
-    `pose` is (T, 2, 4) float64 (see camera.walk); `plucker` is (384 or 448, T, h, w) float32, None for a preset without
-    camera control.
-    """
+    pose: Tensor
+    keys: tuple[frozenset[str], ...]
+    moves: tuple[int, ...]
+
+
+class Steering:
+    """Where one session's viewer stands; `walked` is the chunk that was stepped into last."""
 
     def __init__(self, preset: Preset, seed: int, script: tuple[frozenset[str], ...] = ()):
         self._preset = preset
         self._script = iter(script)
         self._standing = starting_pose(preset, seed)
         self._pitch_limit = float(np.radians(preset.pitch_limit))
-        self._begun = False
-        self.pose = torch.zeros(preset.chunk, 2, 4, dtype=torch.float64)
-        self.plucker: Tensor | None = None
+        self.walked: Walked | None = None
         self._directions = None
         if preset.control != "none":
             height, width = (FOLD * side for side in preset.latent_shape[2:])
@@ -43,25 +47,24 @@ class Steering:
         moves = self._moves()
         held = list(itertools.islice(self._script, sum(moves)))
         held += [keys] * (sum(moves) - len(held))
-        self.pose, self._standing = camera.walk(self._standing, held, moves, self._pitch_limit)
-        if self._directions is not None:
-            self.plucker = self._map(held, moves)
-        self._begun = True
+        pose, self._standing = camera.walk(self._standing, held, moves, self._pitch_limit)
+        self.walked = Walked(pose, tuple(held), tuple(moves))
+
+    def plucker(self, walked: Walked) -> Tensor:
+        """The camera input of a chunk, (384 or 448, T, h, w) float32; for presets with camera control."""
+        motion = camera.live_motion(walked.pose)
+        if self._preset.control == "cam":
+            return camera.plucker_map(motion, self._directions)
+        ends = np.cumsum(walked.moves)
+        flags = [camera.action_flags(walked.keys[end - 1] if end else frozenset()) for end in ends]
+        return camera.action_map(motion, self._directions, torch.stack(flags))
 
     def _moves(self) -> list[int]:
         """Video frames walked in each latent frame; a stream that begins with one picture has not moved in it."""
         moves = [FRAMES_PER_LATENT] * self._preset.chunk
-        if not self._begun and self._preset.first_frames == 1:
+        if self.walked is None and self._preset.first_frames == 1:
             moves[0] = 0
         return moves
-
-    def _map(self, held: list[frozenset[str]], moves: list[int]) -> Tensor:
-        motion = camera.live_motion(self.pose)
-        if self._preset.control == "cam":
-            return camera.plucker_map(motion, self._directions)
-        ends = np.cumsum(moves)
-        flags = [camera.action_flags(held[end - 1] if end else frozenset()) for end in ends]
-        return camera.action_map(motion, self._directions, torch.stack(flags))
 
 
 def starting_pose(preset: Preset, seed: int) -> Pose:

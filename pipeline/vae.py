@@ -32,7 +32,13 @@ WAN_STD = (
 
 
 class StreamingDecoder(Protocol):
-    """One a slot: shares the weights, owns its state."""
+    """One a slot: shares the weights, owns its state.
+
+    `reach` is how many latent frames that state depends on: decode so many after a reset(), and it is what a stream
+    that never stopped has.
+    """
+
+    reach: int
 
     def reset(self) -> None: ...
 
@@ -367,6 +373,19 @@ class _Stream:
 
 class WanDecoder(_Stream):
     """A StreamingDecoder: a stream's first latent frame gives 1 frame, each later one 4 (`config.group`)."""
+
+    @property
+    def reach(self) -> int:
+        """Each convolution in time looks two of its own frames back, and those are finer after each doubling."""
+        config = self.vae.config
+        residual = 4.0
+        rate, reach = 1, 2 + 2 * residual
+        for doubles in (*config.temporal_downsample[::-1], None):
+            reach += (config.residual_blocks + 1) * residual / rate
+            if doubles:
+                reach += 2 / rate
+                rate *= 2
+        return math.ceil(reach + 2 / rate) + 1  # and the first after a reset has a path of its own
 
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (C, T, h, w), T at least 1, to frames (3, N, H, W), clamped to [-1, 1]."""

@@ -51,13 +51,16 @@ class Text:
 class Decoder:
     """Each frame is the latent's first channels made large, plus what the decoder saw before."""
 
+    reach = 2
+
     def reset(self) -> None:
         self.past = None
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         first = self.past is None
-        self.past = latent[:3] if first else 0.5 * self.past + latent[:3]
-        large = self.past.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        seen = latent[:3] if first else 0.5 * self.past + latent[:3]
+        self.past = latent[:3]
+        large = seen.repeat_interleave(8, -1).repeat_interleave(8, -2)
         return large.repeat_interleave(4, 1)[:, 3 if first else 0 :].clamp(-1, 1)
 
 

@@ -16,7 +16,7 @@ def slots(count: int = 2) -> tuple[Slots, list[int]]:
 
 
 def admit(rows: Slots, name: str) -> Slot:
-    return rows.admit(spec(name), lambda index: Slot(index, spec(name), steering=None))
+    return rows.admit(spec(name), lambda index: Slot(index, spec(name), steering=None, history=None))
 
 
 def test_each_session_gets_a_row_of_its_own():

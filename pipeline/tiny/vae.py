@@ -111,6 +111,8 @@ class TinyVAE(nn.Module):
 class StreamingDecoder:
     """One stream's decoder; see pipeline.vae for the interface."""
 
+    reach = len(WIDTHS)  # a stage sees one latent frame back, and hands what it saw on to the next
+
     def __init__(self, vae: TinyVAE):
         self._vae = vae
         self._past: list[Tensor] | None = None
