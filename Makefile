@@ -66,7 +66,7 @@ $(BIN)/python:
 	  fits="$${fits:-$$python}"
 	  if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then complete="$$python"; break; fi
 	done
-	[ -n "$$fits" ] || { echo "chunkcast needs Python 3.11 or 3.12, and $${PYTHON:-this machine's} is neither: install one, or name it with make ... PYTHON=/path/to/python" >&2; exit 1; }
+	[ -n "$$fits" ] || { echo "chunkcast needs Python 3.11 or 3.12, and none of these is: $${candidates[*]}. Install one, or name it with make ... PYTHON=/path/to/python" >&2; exit 1; }
 	[ -n "$$complete" ] || { echo "$$fits cannot make virtual environments: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	"$$complete" -m venv --clear $(VENV) || { rm -rf $(VENV); echo "$$complete made no virtual environment in $$PWD/$(VENV); its own reason is above" >&2; exit 1; }
 
