@@ -1,7 +1,8 @@
 """Is the five thousandth chunk as quick as the hundredth, in the same memory? `python -m benchmarks.endless`.
 
 Prints first what the cache may hold, then at some chunks seconds a chunk (median of the 50 up to there, with the
-quartiles) and the memory in use: the process's resident memory and, on a GPU, what torch has allocated and reserved.
+quartiles and the quickest, to which others on the machine add least) and the memory in use: the process's resident
+memory and, on a GPU, what torch has allocated and reserved.
 Without --preset the model is a small one with random weights, a window and a sink, so that 5,000 chunks take minutes on
 a CPU; its sink begins to follow the stream at latent frame 1024, chunk 512. Last it says what that following costs: one
 turn of the whole sink, as it comes once a chunk.
@@ -40,7 +41,7 @@ SMALL = Preset(
         dim=96,
         ffn_dim=192,
         heads=4,
-        layers=4,
+        layers=2,
         in_channels=32,
         out_channels=32,
         text_dim=128,
@@ -125,6 +126,7 @@ def point(chunk: int, frames: int, seconds: "deque[float]") -> dict[str, Any]:
         "video_frames": frames,
         "seconds_a_chunk": round(median, 5),
         "quartiles": [round(first, 5), round(third, 5)],
+        "quickest": round(min(seconds), 5),
         "rss_mb": round(resident_bytes() / 1e6, 1),
     }
     if torch.cuda.is_available():

@@ -11,6 +11,7 @@ from test_engine import CONFIG, PRESET, Text, Vae, small_engine
 
 from benchmarks import endless
 from kernels import fused
+from pipeline import camera
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine
 from pipeline.kv_cache import POSITIONS, KVCache
@@ -216,3 +217,11 @@ def test_the_benchmark_measures_time_and_memory_of_chunks(capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [point["chunk"] for point in result["points"]] == [4]
     assert result["points"][0]["seconds_a_chunk"] > 0 and result["points"][0]["rss_mb"] > 0 and result["turn_ms"] > 0
+
+
+def test_a_walker_far_out_moves_as_at_the_origin():
+    """A million units and as many turns from where it began, which is two weeks of holding a key."""
+    keys = [frozenset("wl"), frozenset("wdi"), frozenset("sj"), frozenset("w")] * 2
+    near, _ = camera.walk(camera.Pose(0.0, 0.0, 0.5, 0.1), keys, [4, 4])
+    far, _ = camera.walk(camera.Pose(1e6, -1e6, 0.5 + 2 * math.pi * 1e6, 0.1), keys, [4, 4])
+    torch.testing.assert_close(camera.live_motion(far), camera.live_motion(near), atol=1e-6, rtol=0)
