@@ -86,8 +86,10 @@ class FakeGPU:
 
     def __init__(self, monkeypatch, total=80e9, weights=40e9, used=25e9):
         self.total, self.weights, self.used, self.peak = total, weights, used, weights
-        for name in ("empty_cache", "reset_peak_memory_stats", "mem_get_info", "memory_reserved", "max_memory_reserved"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        for counter in (self.empty_cache, self.mem_get_info, self.memory_reserved):
+            monkeypatch.setattr(torch.cuda, counter.__name__, counter)
+        for counter in (self.max_memory_reserved, self.reset_peak_memory_stats):
+            monkeypatch.setattr(torch.cuda, counter.__name__, counter)
         self.rehearsed = []
 
     def rehearse(self, context):
@@ -132,6 +134,6 @@ def test_a_gpu_that_cannot_hold_the_model_is_told_in_a_sentence(monkeypatch):
 
 def test_a_context_beyond_what_is_free_on_the_gpu_gets_a_sentence(monkeypatch):
     gpu = FakeGPU(monkeypatch)
-    with pytest.raises(ValueError, match="takes 51.8 GB with 1 slot, and there are 40.0 GB; ask for less"):
+    with pytest.raises(ValueError, match=r"takes 51\.8 GB with 1 slot, and there are 40\.0 GB; ask for less"):
         choose_context(FAST, 40, 1, CUDA, BF16, gpu.rehearse)
     assert choose_context(FAST, 20, 1, CUDA, BF16, gpu.rehearse) == 20 and gpu.rehearsed == []

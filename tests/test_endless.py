@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from test_engine import CONFIG, PRESET, Text, Vae, small_engine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import endless
 from kernels import fused
@@ -184,6 +185,38 @@ def test_an_engine_past_the_limit_gives_the_same_whether_or_not_its_context_pass
         made.append(torch.from_numpy(chunk.frames).float())
     assert together._cache._turned[0] == [16 - 6] * 2
     assert (made[0] - made[1]).abs().max() <= 1  # of 255: what a rounding at half turns
+
+
+class Work(TorchDispatchMode):
+    """Counts the operations under it, and the numbers in what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operations += 1
+        parts = result if isinstance(result, list | tuple) else (result,)
+        self.numbers += sum(part.numel() for part in parts if isinstance(part, torch.Tensor))
+        return result
+
+
+def test_a_chunk_is_the_same_work_however_long_the_stream_has_run():
+    engine = small_engine(slots=1)
+    engine.open(SessionSpec("a", "a meadow", 1))
+    for _ in range(4):
+        engine.step()
+    works = []
+    for position in (8, 600, 2000, 10**6):
+        engine.settle()
+        engine._cache.advance([0], position - engine._cache.position(0))
+        engine.step()  # its sink is where it belongs now
+        with Work() as work:
+            engine.step()
+        works.append((work.operations, work.numbers))
+    assert works[0] == works[1] and works[2] == works[3]
+    assert works[1][0] < works[2][0] < 1.2 * works[1][0]  # the sink's turn
 
 
 def tensors_alive() -> tuple[int, int]:
