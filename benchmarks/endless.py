@@ -1,11 +1,11 @@
 """Is the five thousandth chunk as quick as the hundredth, in the same memory? `python -m benchmarks.endless`.
 
 Prints first what the cache may hold, then at some chunks seconds a chunk (median of the 50 up to there, with the
-quartiles and the quickest), processor time a chunk, to which others on the machine add least, and the memory in use: the
-process's resident memory and, on a GPU, what torch has allocated and reserved.
+quartiles and the quickest), processor time a chunk, to which others on the machine add least, and the memory in use:
+the process's resident memory and, on a GPU, what torch has allocated and reserved.
 Without --preset the model is a small one with random weights, a window and a sink, so that 5,000 chunks take minutes on
-a CPU; its sink begins to follow the stream at latent frame 1024, chunk 1024. Last it says what that following costs: one
-turn of the whole sink, as it comes once a chunk.
+a CPU; its sink begins to follow the stream at latent frame 1024, chunk 1024. Last it says what that following costs:
+one turn of the whole sink, as it comes once a chunk.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     engine = _engine(options)
     cache, preset = engine._cache, engine.preset
     held = cache_bytes(preset, cache.window_frames, 1, cache.k.dtype)
-    print(f"limit: the cache holds {cache.window_frames} latent frames, {held / 1e6:.1f} MB, and no more", flush=True)
+    print(f"limit: the cache holds {cache.window_frames} latent frames, {held / 1e6:.3g} MB, and no more", flush=True)
     picture = Path(options.image).read_bytes() if options.image else None
     engine.open(SessionSpec("endless", "a meadow by day", 1, picture))
     points = measure(engine, options.chunks)
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             "chunk_latent_frames": preset.chunk,
             "window_latent_frames": cache.window_frames,
             "sink_latent_frames": cache.sink_frames,
-            "cache_mb": round(held / 1e6, 1),
+            "cache_mb": round(held / 1e6, 3),
             "points": points,
             "turn_ms": round(1000 * turn, 3),
         },
