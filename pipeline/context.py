@@ -83,7 +83,7 @@ def _check(preset: Preset, asked: int, slots: int, dtype: torch.dtype, memory: i
     needed = cache_bytes(preset, asked, slots, dtype)
     if needed > memory:
         raise ValueError(
-            f"a context of {asked} latent frames takes {needed / GB:.1f} GB with {slots} slots, "
+            f"a context of {asked} latent frames takes {needed / GB:.1f} GB with {_slots(slots)}, "
             f"and there are {memory / GB:.1f} GB; ask for less"
         )
 
@@ -118,4 +118,8 @@ def _measured_room(
 
 def _too_small(preset: Preset, slots: int, reason: str) -> str:
     fewer = "; try fewer slots" if slots > 1 else ""
-    return f"this GPU's memory is too small for {preset.name} with {slots} slots: {reason}{fewer}"
+    return f"this GPU's memory is too small for {preset.name} with {_slots(slots)}: {reason}{fewer}"
+
+
+def _slots(count: int) -> str:
+    return f"{count} slot{'s' if count > 1 else ''}"

@@ -79,3 +79,61 @@ def test_a_stream_goes_on_at_the_bound_of_its_context():
     for _ in range(12):
         bounded, windowed = (engine.step()[0].frames for engine in engines)
         assert (bounded == windowed).all()
+
+
+class FakeGPU:
+    """torch.cuda's counters as a caching allocator keeps them; `used` is what a rehearsal takes at its peak."""
+
+    def __init__(self, monkeypatch, total=80e9, weights=40e9, used=25e9):
+        self.total, self.weights, self.used, self.peak = total, weights, used, weights
+        for counter in (self.empty_cache, self.mem_get_info, self.memory_reserved):
+            monkeypatch.setattr(torch.cuda, counter.__name__, counter)
+        for counter in (self.max_memory_reserved, self.reset_peak_memory_stats):
+            monkeypatch.setattr(torch.cuda, counter.__name__, counter)
+        self.rehearsed = []
+
+    def rehearse(self, context):
+        self.rehearsed.append(context)
+        if self.weights + self.used > self.total:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.peak = self.weights + self.used
+
+    def empty_cache(self):
+        pass
+
+    def reset_peak_memory_stats(self, device):
+        self.peak = self.weights
+
+    def mem_get_info(self, device):
+        return int(self.total - self.weights), int(self.total)
+
+    def memory_reserved(self, device):
+        return self.weights
+
+    def max_memory_reserved(self, device):
+        return self.peak
+
+
+CUDA = torch.device("cuda")
+
+
+def test_on_a_gpu_the_default_is_what_is_left_beside_a_rehearsed_step(monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+    frames = choose_context(FAST, None, 1, CUDA, BF16, gpu.rehearse)
+    assert gpu.rehearsed == [6]
+    beside = gpu.used - cache_bytes(FAST, 6, 1, BF16)  # the decoder, the step's workspace, the prompt
+    assert gpu.weights + beside + cache_bytes(FAST, frames, 1, BF16) <= 0.95 * gpu.total
+    assert gpu.weights + beside + cache_bytes(FAST, frames + 1, 1, BF16) > 0.95 * gpu.total
+
+
+def test_a_gpu_that_cannot_hold_the_model_is_told_in_a_sentence(monkeypatch):
+    gpu = FakeGPU(monkeypatch, used=50e9)
+    with pytest.raises(ValueError, match="too small for lingbot-world-fast with 2 slots: not even its shortest"):
+        choose_context(FAST, None, 2, CUDA, BF16, gpu.rehearse)
+
+
+def test_a_context_beyond_what_is_free_on_the_gpu_gets_a_sentence(monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+    with pytest.raises(ValueError, match=r"takes 51\.8 GB with 1 slot, and there are 40\.0 GB; ask for less"):
+        choose_context(FAST, 40, 1, CUDA, BF16, gpu.rehearse)
+    assert choose_context(FAST, 20, 1, CUDA, BF16, gpu.rehearse) == 20 and gpu.rehearsed == []

@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 from test_engine import CONFIG, PRESET, Text, Vae, small_engine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import endless
 from kernels import fused
+from pipeline import camera
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine
 from pipeline.kv_cache import POSITIONS, KVCache
@@ -185,6 +187,38 @@ def test_an_engine_past_the_limit_gives_the_same_whether_or_not_its_context_pass
     assert (made[0] - made[1]).abs().max() <= 1  # of 255: what a rounding at half turns
 
 
+class Work(TorchDispatchMode):
+    """Counts the operations under it, and the numbers in what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operations += 1
+        parts = result if isinstance(result, list | tuple) else (result,)
+        self.numbers += sum(part.numel() for part in parts if isinstance(part, torch.Tensor))
+        return result
+
+
+def test_a_chunk_is_the_same_work_however_long_the_stream_has_run():
+    engine = small_engine(slots=1)
+    engine.open(SessionSpec("a", "a meadow", 1))
+    for _ in range(4):
+        engine.step()
+    works = []
+    for position in (8, 600, 2000, 10**6):
+        engine.settle()
+        engine._cache.advance([0], position - engine._cache.position(0))
+        engine.step()  # its sink is where it belongs now
+        with Work() as work:
+            engine.step()
+        works.append((work.operations, work.numbers))
+    assert works[0] == works[1] and works[2] == works[3]
+    assert works[1][0] < works[2][0] < 1.2 * works[1][0]  # the sink's turn
+
+
 def tensors_alive() -> tuple[int, int]:
     """How many, and their bytes."""
     gc.collect()
@@ -217,3 +251,11 @@ def test_the_benchmark_measures_time_and_memory_of_chunks(capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [point["chunk"] for point in result["points"]] == [4]
     assert result["points"][0]["seconds_a_chunk"] > 0 and result["points"][0]["rss_mb"] > 0 and result["turn_ms"] > 0
+
+
+def test_a_walker_far_out_moves_as_at_the_origin():
+    """A million units and as many turns from where it began, which is two weeks of holding a key."""
+    keys = [frozenset("wl"), frozenset("wdi"), frozenset("sj"), frozenset("w")] * 2
+    near, _ = camera.walk(camera.Pose(0.0, 0.0, 0.5, 0.1), keys, [4, 4])
+    far, _ = camera.walk(camera.Pose(1e6, -1e6, 0.5 + 2 * math.pi * 1e6, 0.1), keys, [4, 4])
+    torch.testing.assert_close(camera.live_motion(far), camera.live_motion(near), atol=1e-6, rtol=0)
