@@ -1,0 +1,43 @@
+"""How many bits a second a viewer's link takes, from what its receiver reports. No sockets, no codecs.
+
+Two voices are heard. A receiver that estimates the link itself says so (REMB). Every receiver reports the
+packets that it missed, which speaks for the players that estimate nothing. The lower one counts.
+"""
+
+START_BITRATE = 1_500_000
+"""Before anything is known of a link: enough for a good picture, little enough not to flood a slow one."""
+
+FEW, MANY = 0.02, 0.10
+"""Below FEW lost packets in a report the rate rises, above MANY it falls; in between it stays."""
+
+GROWTH = 1.08
+
+
+class Rate:
+    """The target between `floor` and `ceiling`, all in bits a second."""
+
+    def __init__(self, floor: int, ceiling: int) -> None:
+        assert 0 < floor <= ceiling, f"no rate is between {floor} and {ceiling}"
+        self.floor, self.ceiling = floor, ceiling
+        self._by_loss = float(self._clamp(START_BITRATE))
+        self._by_estimate = ceiling
+
+    @property
+    def target(self) -> int:
+        """What to send now."""
+        return self._clamp(min(self._by_loss, self._by_estimate))
+
+    def hear_estimate(self, bitrate: int) -> None:
+        """Take the receiver's own estimate of its link."""
+        self._by_estimate = bitrate
+
+    def hear_loss(self, fraction: float) -> None:
+        """Take one report, which comes about once a second: the share of packets that were lost, 0 to 1."""
+        if fraction > MANY:
+            self._by_loss *= 1 - fraction / 2
+        elif fraction < FEW:
+            self._by_loss *= GROWTH
+        self._by_loss = float(self._clamp(self._by_loss))
+
+    def _clamp(self, bitrate: float) -> int:
+        return round(max(self.floor, min(bitrate, self.ceiling)))

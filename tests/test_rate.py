@@ -1,0 +1,52 @@
+"""stream/rate.py: the rate follows what the receiver reports, and stays within its bounds."""
+
+from stream.rate import START_BITRATE, Rate
+
+
+def test_the_lower_of_estimate_and_losses_counts():
+    rate = Rate(100_000, 4_000_000)
+    assert rate.target == START_BITRATE
+    rate.hear_estimate(900_000)
+    assert rate.target == 900_000
+    rate.hear_estimate(9_000_000)
+    assert rate.target == START_BITRATE
+
+
+def test_without_losses_the_rate_rises_to_the_ceiling_and_no_further():
+    rate = Rate(100_000, 4_000_000)
+    targets = []
+    for _ in range(20):
+        rate.hear_loss(0.0)
+        targets.append(rate.target)
+    assert targets == sorted(targets)
+    assert targets[0] == 1.08 * START_BITRATE and targets[-1] == 4_000_000
+
+
+def test_losses_lower_the_rate_to_the_floor_and_it_comes_back():
+    rate = Rate(100_000, 4_000_000)
+    rate.hear_loss(0.4)
+    assert rate.target == 0.8 * START_BITRATE
+    rate.hear_loss(0.05)
+    assert rate.target == 0.8 * START_BITRATE
+    for _ in range(20):
+        rate.hear_loss(0.9)
+    assert rate.target == 100_000
+    for _ in range(60):
+        rate.hear_loss(0.0)
+    assert rate.target == 4_000_000
+
+
+def test_a_link_that_lost_packets_while_its_estimate_was_low_is_not_held_down_by_them():
+    rate = Rate(100_000, 4_000_000)
+    rate.hear_estimate(200_000)
+    rate.hear_loss(0.2)
+    rate.hear_estimate(1_200_000)
+    assert rate.target == 1_200_000
+
+
+def test_the_estimate_is_taken_within_the_bounds_only():
+    rate = Rate(300_000, 800_000)
+    rate.hear_estimate(1)
+    assert rate.target == 300_000
+    rate.hear_estimate(10**9)
+    assert rate.target == 800_000
