@@ -48,7 +48,9 @@ class LiveEncoder(Encoder):
 
     It aims at `rate`'s target, but not above what the picture needs. x264 takes a new rate with the next
     frame. libvpx cannot be told through FFmpeg: another rate is another codec context and costs a key frame,
-    so small changes wait there. A key frame that is asked for brings the newest rate with both.
+    so there only large changes are made, and only while the picture needs its rate. (A receiver's estimate of
+    a link that is sent little is low without meaning anything.) A key frame that is asked for brings the newest
+    rate with both.
     """
 
     def __init__(self, codec: str, fps: int, rate: Rate | None = None) -> None:
@@ -59,6 +61,7 @@ class LiveEncoder(Encoder):
         self._count = self._opened_at = 0
         self.rate = rate or Rate(MIN_BITRATE, MAX_BITRATE)
         self.key_frames = 0
+        self._recent = 0.0
 
     @property
     def target_bitrate(self) -> int:
@@ -78,7 +81,7 @@ class LiveEncoder(Encoder):
         frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
         self._count += 1
         packets = context.encode(frame)
-        self.key_frames += any(packet.is_keyframe for packet in packets)
+        self._note(sum(packet.size for packet in packets), any(packet.is_keyframe for packet in packets))
         packet = av.Packet(b"".join(bytes(packet) for packet in packets))
         packet.pts, packet.time_base = pts, time_base
         return self._packer.pack(packet)
@@ -104,8 +107,16 @@ class LiveEncoder(Encoder):
         if self._h264:
             return False
         assert self._context is not None and self._context.bit_rate, "a rate is compared with that of an open codec"
-        ratio, frames = wanted / self._context.bit_rate, self._count - self._opened_at
-        return ratio < 0.85 or (ratio > 1.25 and frames >= RISE_SECONDS * self._fps)
+        rate, frames = self._context.bit_rate, self._count - self._opened_at
+        falls = wanted < 0.85 * rate and self._recent > wanted
+        rises = wanted > 1.25 * rate and self._recent > 0.75 * rate and frames >= RISE_SECONDS * self._fps
+        return falls or rises
+
+    def _note(self, size: int, is_key: bool) -> None:
+        """Follow what is sent, in bits a second over the last second or so, key frames apart."""
+        self.key_frames += is_key
+        if not is_key:
+            self._recent += (8 * size * self._fps - self._recent) / self._fps
 
     def _open(self, width: int, height: int, bitrate: int) -> av.VideoCodecContext:
         context = av.CodecContext.create("libx264" if self._h264 else "libvpx", "w")

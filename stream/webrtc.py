@@ -170,7 +170,8 @@ class Fragment:
     def parse(cls, text: str) -> "Fragment":
         """ValueError, with a sentence, for what is no fragment."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if any(not re.match(r"[a-z]=\S", line) for line in lines):
+        # A library writes the end of Firefox's candidates as "a=".
+        if any(not re.match(r"[a-z]=", line) for line in lines):
             raise ValueError("the body must be lines like a=candidate:... of an SDP")
         candidates = tuple(line.removeprefix("a=candidate:") for line in lines if line.startswith("a=candidate:"))
         ufrags = [line.removeprefix("a=ice-ufrag:") for line in lines if line.startswith("a=ice-ufrag:")]

@@ -104,6 +104,17 @@ def test_an_estimate_that_wavers_a_little_costs_no_key_frame(codec):
 
 
 @pytest.mark.parametrize("codec", DEPAYLOAD)
+def test_a_low_estimate_of_a_link_that_is_sent_little_costs_no_key_frame(codec):
+    encoder = LiveEncoder(codec, 16)
+    still = picture(0)
+    for number in range(80):
+        encoder.target_bitrate = 580_000 if number < 40 else 150_000
+        still.pts = number * 5625
+        encoder.encode(still)
+    assert encoder.key_frames == 1
+
+
+@pytest.mark.parametrize("codec", DEPAYLOAD)
 def test_a_key_frame_is_small_enough_for_the_link_of_the_moment(codec):
     encoder = LiveEncoder(codec, 16)
     for number in range(32):

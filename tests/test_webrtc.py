@@ -230,7 +230,14 @@ async def test_candidates_come_later_and_only_so_many_and_of_this_ice_session(pl
     await peer.close()
 
 
-@pytest.mark.parametrize("text", ["v", "hello", "<html>", "a=\r\n", '{"candidate": 1}'])
+def test_a_fragment_is_taken_as_a_library_writes_it_for_firefox():
+    candidate = "0 1 UDP 2122187007 4e2686b6.local 55653 typ host"
+    fragment = f"a=ice-ufrag:7c97\r\nm=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:{candidate}\r\na=\r\n"
+    assert Fragment.parse(fragment + "a=end-of-candidates\r\n") == Fragment((candidate,), "7c97")
+    assert Fragment.parse("") == Fragment((), None)
+
+
+@pytest.mark.parametrize("text", ["v", "hello", "<html>", "=a\r\n", '{"candidate": 1}'])
 def test_what_is_no_fragment_is_refused(text):
     with pytest.raises(ValueError, match="lines like a=candidate"):
         Fragment.parse(text)
