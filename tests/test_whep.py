@@ -1,11 +1,14 @@
 """stream/whep.py: the status codes and headers of the draft, for players as they behave and misbehave."""
 
+import asyncio
 import json
+import socket
 
 import pytest
 from test_server import Client, hear, say, serving
 from test_webrtc import Player
 
+from stream.ice import Reach
 from stream.protocol import MAX_SEED, IceServer
 from stream.webrtc import Media
 
@@ -79,6 +82,27 @@ async def test_patch_answers_as_the_draft_says(client, player):
     assert (await client.http.delete(location, headers={"If-Match": '"old"'})).status_code == 412
     assert (await client.http.delete(location)).status_code == 200
     assert (await patch(client, location, candidate)).status_code == 404
+
+
+async def test_an_offer_that_never_connects_gives_its_slot_back(client, player, monkeypatch):
+    monkeypatch.setattr("stream.webrtc.CONNECT_SECONDS", 0.5)
+    location = (await client.post("/whep", await player.offer())).headers["location"]
+    assert "chunkcast_viewers 1.0" in (await client.http.get("/metrics")).text
+    async with asyncio.timeout(3):
+        while "chunkcast_viewers 0.0" not in (await client.http.get("/metrics")).text:  # noqa: ASYNC110  only HTTP says so
+            await asyncio.sleep(0.1)
+    assert (await patch(client, location, "")).status_code == 404
+
+
+async def test_when_no_port_is_free_a_player_is_told_to_come_back_and_no_slot_is_lost(player):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        reach = Reach(address="127.0.0.1", ports=range(port, port + 1))
+        async with serving(media=Media(reach=reach)) as client:
+            answer = await client.post("/whep", await player.offer())
+            assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+            assert "in use" in answer.text and client.service.hub.has_room
 
 
 async def test_a_session_that_never_was_cannot_be_ended(client):
