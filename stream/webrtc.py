@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -220,18 +220,12 @@ class Peer:
         # Before setRemoteDescription, or aiortc takes no notice.
         transceiver.setCodecPreferences(wanted + [one for one in capabilities if one.name == "rtx"])
         try:
-            await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+            await _or_refuse(connection.setRemoteDescription(RTCSessionDescription(offer, "offer")))
             self._agree(SessionDescription.parse(offer), transceiver)
-            await connection.setLocalDescription(await connection.createAnswer())
-        except ice.NoFreePort:
+            await _or_refuse(self._set_answer())
+        except BaseException:  # whatever it is, no socket stays open
             await connection.close()
             raise
-        except Exception as error:  # aiortc raises what the odd line leads to, of many types
-            log.info("an offer was refused: %r", error)
-            await connection.close()
-            raise ValueError(
-                "the SDP offer cannot be answered: send what RTCPeerConnection.createOffer() gives"
-            ) from None
         answer = connection.localDescription.sdp
         self._sender = transceiver.sender
         # The track comes only now: an earlier peer of this viewer shows its picture until here.
@@ -242,6 +236,9 @@ class Peer:
     @property
     def _codec(self) -> str:
         return self._media.codec
+
+    async def _set_answer(self) -> None:
+        await self._connection.setLocalDescription(await self._connection.createAnswer())
 
     def _agree(self, offer: SessionDescription, transceiver: RTCRtpTransceiver) -> None:
         """Between offer and answer: our sockets, and the header extension that aiortc does not know."""
@@ -323,6 +320,17 @@ class Peer:
             self._began = self._heard_at = time.monotonic()
         if self._connection.connectionState in ("failed", "closed"):
             await self.close()
+
+
+async def _or_refuse(step: Awaitable[None]) -> None:
+    """A step of aiortc's towards an answer. ValueError with a sentence when it cannot be made; ice.NoFreePort."""
+    try:
+        await step
+    except ice.NoFreePort:
+        raise
+    except Exception as error:  # aiortc raises what the odd line leads to, of many types
+        log.info("an offer was refused: %r", error)
+        raise ValueError("the SDP offer cannot be answered: send what RTCPeerConnection.createOffer() gives") from None
 
 
 def _fit(sender: RTCRtpSender, track: Track, encoder: LiveEncoder) -> None:

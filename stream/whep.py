@@ -78,6 +78,8 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = await handler(request)
         except Refusal as refusal:
             response = PlainTextResponse(f"{refusal}\n", refusal.status, refusal.headers)
+        except NoFreePort as error:
+            response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
         except ValueError as error:
             response = PlainTextResponse(f"{error}\n", 400)
         if response.status_code == 405 or request.method == "OPTIONS":
@@ -132,11 +134,9 @@ class _Sessions:
         viewer, is_new = self._viewer_for(request)
         try:
             peer, answer = await self._host.offer(offer, viewer, ends_viewer=is_new)
-        except (ValueError, NoFreePort) as error:
+        except BaseException:  # whatever it is, the slot must be free again
             if is_new:
                 self._host.hub.leave(viewer)
-            if isinstance(error, NoFreePort):
-                raise Refusal(503, str(error), {"Retry-After": str(RETRY_SECONDS)}) from None
             raise
         self._remember(peer.id)
         headers = {"Location": f"{_ENDPOINT}/{peer.id}", "ETag": f'"{peer.etag}"', "Accept-Patch": FRAGMENT}
