@@ -22,8 +22,11 @@ MIN_BITRATE, MAX_BITRATE = 100_000, 4_000_000
 NEVER = 1_000_000
 """Frames between key frames that nobody asked for."""
 
-RISE_SECONDS = 4
+RISE_SECONDS = 6
 """VP8 takes a higher rate at the earliest so long after the last one."""
+
+CALM_BURST_SECONDS, UNEVEN_BURST_SECONDS = 0.5, 0.2
+"""How much of the link's time a key frame may take."""
 
 _X264 = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "level": "31", "sc_threshold": "0"}
 _VPX = {
@@ -126,10 +129,11 @@ class LiveEncoder(Encoder):
         # x264 takes any rate later, but none above that of its opening, and only where both began as one.
         own = min(bitrate_for(width, height, self._fps), self.rate.ceiling)
         highest = max(bitrate, own) if self._h264 else bitrate
-        # Half a second of buffer: a key frame may burst, but not stop a slow link for long. Two frames at the least.
-        buffer = max(bitrate // 2, 2 * highest // self._fps)
+        # A key frame may burst, but not stop a slow link for long, and less where the link loses what is too much.
+        seconds = CALM_BURST_SECONDS if self.rate.is_calm else UNEVEN_BURST_SECONDS
+        buffer = max(round(bitrate * seconds), 2 * highest // self._fps)
         context.bit_rate = highest
-        context.options = self._options({"maxrate": str(highest), "bufsize": str(buffer)})
+        context.options = self._options({"maxrate": str(highest), "bufsize": str(buffer)}, seconds)
         if self._h264:
             context.profile = "Baseline"
         else:
@@ -138,5 +142,9 @@ class LiveEncoder(Encoder):
         context.bit_rate = bitrate
         return context
 
-    def _options(self, rate: dict[str, str]) -> dict[str, str]:
-        return {**_X264, **rate} if self._h264 else {**_VPX, **rate, "minrate": rate["maxrate"]}
+    def _options(self, rate: dict[str, str], burst_seconds: float) -> dict[str, str]:
+        if self._h264:
+            return {**_X264, **rate}
+        # In percent of a frame at this rate.
+        largest = round(100 * burst_seconds * self._fps)
+        return {**_VPX, **rate, "minrate": rate["maxrate"], "max-intra-rate": str(largest)}

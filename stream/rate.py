@@ -11,6 +11,11 @@ FEW, MANY = 0.02, 0.10
 """Below FEW lost packets in a report the rate rises, above MANY it falls; in between it stays."""
 
 GROWTH = 1.08
+MOST_ABOVE = 1.3
+"""So much of its estimate a calm link may be sent."""
+
+CALM_REPORTS, MOST_REPORTS = 5, 40
+"""So many reports in a row without losses make a link calm: more after each time that more was too much."""
 
 
 class Rate:
@@ -20,15 +25,23 @@ class Rate:
         assert 0 < floor <= ceiling, f"no rate is between {floor} and {ceiling}"
         self.floor, self.ceiling = floor, ceiling
         self._by_loss = float(self._clamp(START_BITRATE))
-        self._by_estimate = ceiling
+        self._by_estimate, self._above = ceiling, 1.0
+        self._good_reports = self._patience = CALM_REPORTS
 
     @property
     def target(self) -> int:
         """What to send now."""
-        return self._clamp(min(self._by_loss, self._by_estimate))
+        return self._clamp(min(self._by_loss, self._above * self._by_estimate))
+
+    @property
+    def is_calm(self) -> bool:
+        """True when no packets were lost lately."""
+        return self._good_reports >= self._patience
 
     def hear_estimate(self, bitrate: int) -> None:
         """Take the receiver's own estimate of its link."""
+        if bitrate < self._by_estimate:
+            self._above = 1.0
         self._by_estimate = bitrate
 
     def hear_loss(self, fraction: float) -> None:
@@ -37,7 +50,19 @@ class Rate:
             self._by_loss *= 1 - fraction / 2
         elif fraction < FEW:
             self._by_loss *= GROWTH
+        if fraction < FEW:
+            self._hear_good()
+        else:
+            self._patience = min(2 * self._patience, MOST_REPORTS) if self._above > 1 else self._patience
+            self._good_reports, self._above = 0, 1.0
         self._by_loss = float(self._clamp(self._by_loss))
+
+    def _hear_good(self) -> None:
+        self._good_reports += 1
+        if self.is_calm:
+            self._above = min(self._above * GROWTH, MOST_ABOVE)
+        if self._good_reports >= 2 * self._patience:
+            self._patience = CALM_REPORTS
 
     def _clamp(self, bitrate: float) -> int:
         return round(max(self.floor, min(bitrate, self.ceiling)))

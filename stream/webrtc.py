@@ -26,7 +26,7 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError, VideoStreamTrack
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
-from stream import ice, playout
+from stream import ice, playout, resend
 from stream.codec import MAX_BITRATE, MIN_BITRATE, LiveEncoder
 from stream.pacer import PTS_RATE, Paced, Pacer
 from stream.protocol import IceServer
@@ -231,6 +231,7 @@ class Peer:
         # The track comes only now: an earlier peer of this viewer shows its picture until here.
         self._track = Track(self._feed)
         _fit(self._sender, self._track, LiveEncoder(_first_codec(answer), self._fps, self._rate))
+        resend.fit(self._sender, self._rate)
         return answer
 
     @property
