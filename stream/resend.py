@@ -1,8 +1,8 @@
 """Which lost packets are sent again. Without a bound a link that has become narrow gets nothing else.
 
-Measured with Chromium on a link of 250 kbit/s: it asked for 700 packets a second, aiortc sent them all, and the
-picture stood still for 18 s. What is not sent again is made up for by a key frame: a receiver would ask for one
-too, but Chromium only after the picture stood still for 3 s.
+A receiver asks for what it lacks again and again, and aiortc sends all of it: on a link that has become narrow
+the picture stands still until the link is wide again (`python -m benchmarks.picture --link` shows what happens with
+the bound). What is not sent again is made up for by a key frame, before the receiver gives up and asks for one.
 """
 
 import time
@@ -60,6 +60,7 @@ class Resends:
     def _give_up(self, now: float) -> None:
         if now - self._key_at >= KEY_SECONDS:
             self._key_at = now
+            self._rate.hear_flood()
             self._want_key()
 
 

@@ -1,5 +1,7 @@
 """stream/rate.py: the rate follows what the receiver reports, and stays within its bounds."""
 
+import pytest
+
 from stream.rate import START_BITRATE, Rate
 
 
@@ -10,7 +12,6 @@ def test_the_lower_of_estimate_and_losses_counts():
     assert rate.target == 900_000
     rate.hear_estimate(9_000_000)
     assert rate.target == START_BITRATE
-    assert rate.is_calm
 
 
 def test_without_losses_the_rate_rises_to_the_ceiling_and_no_further():
@@ -37,12 +38,24 @@ def test_losses_lower_the_rate_to_the_floor_and_it_comes_back():
     assert rate.target == 4_000_000
 
 
-def test_a_link_that_lost_packets_while_its_estimate_was_low_is_not_held_down_by_them():
+def test_losses_lower_what_is_sent_even_where_the_estimate_is_what_bounds_it():
     rate = Rate(100_000, 4_000_000)
-    rate.hear_estimate(200_000)
+    rate.hear_estimate(300_000)
     rate.hear_loss(0.2)
-    rate.hear_estimate(1_200_000)
-    assert rate.target == 1_200_000
+    assert rate.target == 270_000
+    rate.hear_estimate(400_000)
+    assert rate.target == 270_000
+    for _ in range(5):
+        rate.hear_loss(0.0)
+    assert rate.target == pytest.approx(270_000 * 1.08**5, rel=0.01)
+
+
+def test_a_flood_of_requests_lowers_the_rate_though_no_loss_is_reported():
+    rate = Rate(100_000, 4_000_000)
+    rate.hear_estimate(300_000)
+    rate.hear_flood()
+    rate.hear_estimate(310_000)
+    assert rate.target == 270_000 and not rate.is_calm
 
 
 def test_the_estimate_is_taken_within_the_bounds_only():
@@ -54,7 +67,7 @@ def test_the_estimate_is_taken_within_the_bounds_only():
 
 
 def test_a_calm_link_is_sent_a_little_more_than_its_estimate_until_that_falls_or_packets_are_lost():
-    for ends in (lambda rate: rate.hear_estimate(990_000), lambda rate: rate.hear_loss(0.03)):
+    for ends in (lambda rate: rate.hear_estimate(900_000), lambda rate: rate.hear_loss(0.03)):
         rate = Rate(100_000, 4_000_000)
         rate.hear_estimate(1_000_000)
         for _ in range(9):
@@ -67,7 +80,7 @@ def test_a_calm_link_is_sent_a_little_more_than_its_estimate_until_that_falls_or
 def test_a_link_is_calm_again_after_some_reports_without_losses():
     rate = Rate(100_000, 4_000_000)
     rate.hear_estimate(200_000)
-    rate.hear_loss(0.3)
+    rate.hear_loss(0.05)
     for _ in range(4):
         rate.hear_loss(0.0)
         assert not rate.is_calm and rate.target == 200_000
