@@ -7,17 +7,23 @@ subcommand needs it, and for `serve` only in the engine's own process.
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import random
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from pipeline.chunk import SessionSpec, check_keys
-from stream.webrtc import CODECS
+from stream.codec import MAX_BITRATE, MIN_BITRATE
+from stream.ice import Reach, parse_ports, parse_server
+from stream.playout import Bounds
+from stream.webrtc import CODECS, PLAYOUT_DELAY, Media
 
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
@@ -26,6 +32,7 @@ EXPECTED = ("Invalid UTF-8", "timeout graceful shutdown exceeded")
 """What uvicorn calls an error and is none: broken text is answered with close code 1007, and at the end we wait for
 no one who does not hang up."""
 DEFAULT_FRAMES = 96
+NO_ADDRESS = "--host {} is no address of this machine; try 127.0.0.1, or 0.0.0.0 or :: for all"
 
 
 class UserError(Exception):
@@ -73,9 +80,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_engine_options(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all (default: local)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; :: for all (default: local)")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument(
         "--slots", type=int, default=2, help="viewers at once, if the machine carries them (default: 2)"
@@ -88,9 +93,45 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="CHUNKS",
         help="how far the world is made ahead of the picture: more is smoother, less is quicker to steer (default: 1)",
     )
-    parser.add_argument("--codec", default=CODECS[0], choices=CODECS, help=f"what to prefer (default: {CODECS[0]})")
-    parser.add_argument("--ice-server", action="append", default=[], metavar="URL", help="a STUN or TURN server")
+    _add_picture_options(parser.add_argument_group("the picture"))
+    _add_reach_options(parser.add_argument_group("reaching it from outside (docs/reaching.md)"))
     parser.set_defaults(run=_serve)
+
+
+def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument("--codec", default=CODECS[0], choices=CODECS, help=f"what to prefer (default: {CODECS[0]})")
+    for name, default in (("min", MIN_BITRATE), ("max", MAX_BITRATE)):
+        parser.add_argument(
+            f"--{name}-bitrate",
+            type=int,
+            default=default // 1000,
+            metavar="KBIT",
+            help=f"bound of what one viewer is sent a second (default: {default // 1000})",
+        )
+    parser.add_argument(
+        "--playout-delay",
+        default="{}-{}".format(*PLAYOUT_DELAY),
+        metavar="MIN-MAX",
+        help="milliseconds that a browser may hold frames: MIN on an even link, up to MAX on an uneven one; "
+        "or off (default: %(default)s)",
+    )
+
+
+def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--ice-server",
+        action="append",
+        default=[],
+        metavar="URL[,USER,SECRET]",
+        help="a STUN or TURN server, also told to viewers: stun:host:3478 or turn:host:3478,user,@file-with-secret",
+    )
+    parser.add_argument("--public-ip", metavar="ADDRESS", help="the address of this server outside its NAT")
+    parser.add_argument("--udp-ports", metavar="FIRST-LAST", help="the ports for media, such as 40000-40100")
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may play, or *"
+    )
+    parser.add_argument("--certfile", metavar="FILE", help="the certificate, for https")
+    parser.add_argument("--keyfile", metavar="FILE", help="the certificate's key")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +158,54 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     _check_serve(options)
+    origins, tls = tuple(map(_origin, options.allow_origin)), _tls(options.certfile, options.keyfile)
     with _listening(options.host, options.port) as listener:
-        return serve(listener, ENGINE, engine_options(options), options.lead, options.codec, tuple(options.ice_server))
+        media = media_options(options, listener.getsockname()[0])
+        return serve(listener, ENGINE, engine_options(options), options.lead, media, origins, tls)
+
+
+def media_options(options: argparse.Namespace, address: str) -> Media:
+    """How pictures are sent by a server that listens on `address`. ValueError says what the user can mend."""
+    asked = ipaddress.ip_address(address)
+    reach = Reach(
+        # Who listens on this machine alone has a proxy in front, or viewers whose browsers are on it too.
+        address=None if asked.is_unspecified or asked.is_loopback else address,
+        public_ip=options.public_ip,
+        ports=parse_ports(options.udp_ports) if options.udp_ports is not None else None,
+    )
+    return Media(
+        options.codec,
+        1000 * options.min_bitrate,
+        1000 * options.max_bitrate,
+        Bounds.parse(options.playout_delay),
+        tuple(map(parse_server, options.ice_server)),
+        reach,
+    )
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it."""
+    parts = urlsplit(text)
+    if text != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/")):
+        raise UserError(f"--allow-origin is {text!r}; it must look like https://example.org, or be *")
+    return text.removesuffix("/").lower()
+
+
+def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
+    """The two files of a certificate, tried before the engine's start costs time."""
+    if certfile is None and keyfile is None:
+        return None
+    if certfile is None or keyfile is None:
+        raise UserError("--certfile and --keyfile belong together: https needs the certificate and its key")
+    for name, file in (("--certfile", certfile), ("--keyfile", keyfile)):
+        if not Path(file).is_file():
+            raise UserError(f"there is no file {file}; {name} takes a PEM file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password=lambda: "")
+    except (ssl.SSLError, OSError) as error:
+        told = f"{certfile} and {keyfile} are no certificate and its unencrypted key ({error})"
+        raise UserError(told) from None
+    return certfile, keyfile
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,16 +220,18 @@ def serve(
     factory: str,
     options: dict[str, Any],
     lead: float = 1.0,
-    codec: str = CODECS[0],
-    ice_servers: tuple[str, ...] = (),
+    media: Media | None = None,
+    allowed_origins: tuple[str, ...] = (),
+    tls: tuple[str, str] | None = None,
 ) -> int:
-    """Serve on a bound socket until SIGINT or SIGTERM; the exit code."""
-    from stream.protocol import IceServer
+    """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key."""
     from stream.server import Service
+
+    media = media or Media()
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     host, port = listener.getsockname()[:2]
-    address = f"http://{_shown_host(host)}:{port}"
+    address = f"{'https' if tls else 'http'}://{_shown_host(host)}:{port}"
     failures: list[Any] = []
     stop = asyncio.Event()
 
@@ -154,20 +243,20 @@ def serve(
         factory,
         options,
         lead,
-        codec,
-        tuple(IceServer(urls=(url,)) for url in ice_servers),
-        on_ready=lambda ready: _say_ready(address, ready.world),
+        media,
+        allowed_origins,
+        on_ready=lambda ready: _say_ready(address, ready.world, media),
         on_failure=fail,
     )
     print(f"The world is being made ready; its page is {address}", flush=True)
-    asyncio.run(_run_server(service, listener, stop))
+    asyncio.run(_run_server(service, listener, stop, tls))
     if failures:
         print(f"chunkcast: {failures[0].reason}", file=sys.stderr)
         return 1 if failures[0].ours else 2
     return 0
 
 
-async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event, tls: tuple[str, str] | None) -> None:
     """uvicorn on our socket, ended by `stop`; signals are ours, so that the first one ends all in order."""
     import uvicorn
 
@@ -187,6 +276,8 @@ async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event
         ws_ping_timeout=5,
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        ssl_certfile=tls and tls[0],
+        ssl_keyfile=tls and tls[1],
     )
     logging.getLogger("uvicorn.error").addFilter(lambda record: not any(map(record.getMessage().count, EXPECTED)))
     loop = asyncio.get_running_loop()
@@ -208,9 +299,6 @@ def _check_serve(options: argparse.Namespace) -> None:
         raise UserError(f"--slots is {options.slots}; it must be from 1 to 64")
     if not 0 < options.lead <= 16:
         raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")
-    for url in options.ice_server:
-        if url.partition(":")[0] not in ("stun", "turn", "turns"):
-            raise UserError(f"--ice-server is {url!r}; it must look like stun:host:3478 or turn:host:3478")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -231,9 +319,14 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError):
-        raise UserError(f"--host {host} is no address of this machine; try 127.0.0.1 or 0.0.0.0") from None
+        raise UserError(
+            f"--host {host} is no address of this machine; try 127.0.0.1, or 0.0.0.0 or :: for all"
+        ) from None
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `::` is all addresses, those of IPv4 too, whatever the system's default is.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             listener.bind(address)
             listener.listen(128)
@@ -250,7 +343,7 @@ def _explain(error: OSError, host: str, port: int) -> NoReturn:
         raise UserError(f"port {port} is in use; choose another with --port, or end what uses it") from None
     if error.errno == errno.EACCES:
         raise UserError(f"port {port} may not be opened by this user; choose one above 1023") from None
-    raise UserError(f"--host {host} is no address of this machine; try 127.0.0.1 or 0.0.0.0") from None
+    raise UserError(NO_ADDRESS.format(host)) from None
 
 
 def _shown_host(host: str) -> str:
@@ -259,11 +352,14 @@ def _shown_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say_ready(address: str, world: Any) -> None:
+def _say_ready(address: str, world: Any, media: Media) -> None:
     slots = f"{world.slots} viewer{'s' if world.slots > 1 else ''} at once"
     print(
         f"Ready: {address}  ({world.preset}, {world.width}x{world.height}, {world.fps} frames/s, {slots})", flush=True
     )
+    low, high = media.min_bitrate // 1000, media.max_bitrate // 1000
+    delay = "{}-{} ms".format(*media.playout_delay) if media.playout_delay else "off"
+    print(f"Picture: {media.codec} preferred, {low} to {high} kbit/s, playout delay {delay}", flush=True)
     if world.limit:
         print(world.limit, flush=True)
 

@@ -13,12 +13,22 @@ from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from av.video.frame import PictureType
 
+from stream.rate import Rate
+
 BITS_PER_PIXEL = 0.6
-MIN_BITRATE, MAX_BITRATE = 300_000, 4_000_000
+MIN_BITRATE, MAX_BITRATE = 100_000, 4_000_000
+"""The bounds where no others are configured. Below the first one no picture of ours can be made out."""
+
 NEVER = 1_000_000
 """Frames between key frames that nobody asked for."""
 
-_X264 = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "level": "31"}
+RISE_SECONDS = 6
+"""VP8 takes a higher rate at the earliest so long after the last one."""
+
+CALM_BURST_SECONDS, UNEVEN_BURST_SECONDS = 0.5, 0.2
+"""How much of the link's time a key frame may take."""
+
+_X264 = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "level": "31", "sc_threshold": "0"}
 _VPX = {
     "deadline": "realtime",
     "cpu-used": "-6",
@@ -26,46 +36,56 @@ _VPX = {
     "undershoot-pct": "100",
     "overshoot-pct": "15",
     "static-thresh": "1",
+    # As far apart at least as at most: no key frame of libvpx's own, at a cut for instance.
+    "keyint_min": str(NEVER),
 }
 
 
 def bitrate_for(width: int, height: int, fps: int) -> int:
-    """Bits a second that show a picture of this size well, within the limits of this module."""
-    return max(MIN_BITRATE, min(round(BITS_PER_PIXEL * width * height * fps), MAX_BITRATE))
+    """Bits a second that show a picture of this size well."""
+    return round(BITS_PER_PIXEL * width * height * fps)
 
 
 class LiveEncoder(Encoder):
     """One viewer's encoder. `codec` is "VP8" or "H264"; `encode` runs in an executor, a call at a time.
 
-    Feedback of the receiver (REMB) sets `target_bitrate`, in bits a second, below the picture's own rate.
+    It aims at `rate`'s target, but not above what the picture needs. x264 takes a new rate with the next
+    frame. libvpx cannot be told through FFmpeg: another rate is another codec context and costs a key frame,
+    so there only large changes are made, and only while the picture needs its rate. (A receiver's estimate of
+    a link that is sent little is low without meaning anything.) A key frame that is asked for brings the newest
+    rate with both.
     """
 
-    def __init__(self, codec: str, fps: int) -> None:
+    def __init__(self, codec: str, fps: int, rate: Rate | None = None) -> None:
         assert codec in ("VP8", "H264"), f"no encoder for {codec}"
         self._h264, self._fps = codec == "H264", fps
         self._packer: Encoder = H264Encoder() if self._h264 else Vp8Encoder()
         self._context: av.VideoCodecContext | None = None
-        self._count = 0
-        self._target = MAX_BITRATE
+        self._count = self._opened_at = 0
+        self.rate = rate or Rate(MIN_BITRATE, MAX_BITRATE)
+        self.key_frames = 0
+        self._recent = 0.0
 
     @property
     def target_bitrate(self) -> int:
-        """What the receiver can take, in bits a second."""
-        return self._target
+        """What the receiver can take, in bits a second. aiortc sets it from the receiver's feedback."""
+        return self.rate.target
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._target = max(MIN_BITRATE, min(bitrate, MAX_BITRATE))
+        self.rate.hear_estimate(bitrate)
 
     def encode(self, frame: av.VideoFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         """RTP payloads of a frame and its timestamp in ticks of 1/90000 s; a key frame when forced or the first."""
         pts, time_base = frame.pts, frame.time_base
-        context = self._context_for(frame)
+        context = self._context_for(frame, force_keyframe)
         frame = frame.reformat(format="yuv420p")
         frame.pts, frame.time_base = self._count, context.time_base
         frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
         self._count += 1
-        packet = av.Packet(b"".join(bytes(packet) for packet in context.encode(frame)))
+        packets = context.encode(frame)
+        self._note(sum(packet.size for packet in packets), any(packet.is_keyframe for packet in packets))
+        packet = av.Packet(b"".join(bytes(packet) for packet in packets))
         packet.pts, packet.time_base = pts, time_base
         return self._packer.pack(packet)
 
@@ -73,26 +93,58 @@ class LiveEncoder(Encoder):
         """RTP payloads of a frame that is encoded already."""
         return self._packer.pack(packet)
 
-    def _context_for(self, frame: av.VideoFrame) -> av.VideoCodecContext:
-        """The open codec; a new one, which costs a key frame, only for another size or a rate that is far off."""
-        wanted = min(self._target, bitrate_for(frame.width, frame.height, self._fps))
-        context = self._context
+    def _context_for(self, frame: av.VideoFrame, is_key: bool) -> av.VideoCodecContext:
+        """The open codec, at the rate that is wanted now."""
+        own = bitrate_for(frame.width, frame.height, self._fps)
+        context, wanted = self._context, min(self.rate.target, max(own, self.rate.floor))
         fits = context is not None and (context.width, context.height) == (frame.width, frame.height)
-        if context is None or not fits or not 0.8 < wanted / context.bit_rate < 1.5:
+        if context is None or not fits or (wanted != context.bit_rate and (is_key or self._is_far(wanted))):
             self._context = context = self._open(frame.width, frame.height, wanted)
+            self._opened_at = self._count
+        elif self._h264:
+            context.bit_rate = wanted
         return context
+
+    def _is_far(self, wanted: int) -> bool:
+        """True when libvpx should take another rate at the price of a key frame; x264 needs no other context."""
+        if self._h264:
+            return False
+        assert self._context is not None and self._context.bit_rate, "a rate is compared with that of an open codec"
+        rate, frames = self._context.bit_rate, self._count - self._opened_at
+        falls = wanted < 0.85 * rate and self._recent > wanted
+        rises = wanted > 1.25 * rate and self._recent > 0.75 * rate and frames >= RISE_SECONDS * self._fps
+        return falls or rises
+
+    def _note(self, size: int, is_key: bool) -> None:
+        """Follow what is sent, in bits a second over the last second or so, key frames apart."""
+        self.key_frames += is_key
+        if not is_key:
+            self._recent += (8 * size * self._fps - self._recent) / self._fps
 
     def _open(self, width: int, height: int, bitrate: int) -> av.VideoCodecContext:
         context = av.CodecContext.create("libx264" if self._h264 else "libvpx", "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-        context.bit_rate, context.gop_size, context.thread_count = bitrate, NEVER, 1
+        context.gop_size, context.thread_count = NEVER, 1
         context.framerate, context.time_base = Fraction(self._fps), Fraction(1, self._fps)
-        # Half a second of buffer: a key frame may burst, but not stop a slow link for long.
-        rate = {"maxrate": str(bitrate), "bufsize": str(bitrate // 2)}
+        # x264 takes any rate later, but none above that of its opening, and only where both began as one.
+        own = min(bitrate_for(width, height, self._fps), self.rate.ceiling)
+        highest = max(bitrate, own) if self._h264 else bitrate
+        # A key frame may burst, but not stop a slow link for long, and less where the link loses what is too much.
+        seconds = CALM_BURST_SECONDS if self.rate.is_calm else UNEVEN_BURST_SECONDS
+        buffer = max(round(bitrate * seconds), 2 * highest // self._fps)
+        context.bit_rate = highest
+        context.options = self._options({"maxrate": str(highest), "bufsize": str(buffer)}, seconds)
         if self._h264:
             context.profile = "Baseline"
-            context.options = {**_X264, **rate}
         else:
-            context.qmin, context.qmax = 2, 56
-            context.options = {**_VPX, **rate, "minrate": str(bitrate)}
+            context.qmin, context.qmax = 2, 63
+        context.open()
+        context.bit_rate = bitrate
         return context
+
+    def _options(self, rate: dict[str, str], burst_seconds: float) -> dict[str, str]:
+        if self._h264:
+            return {**_X264, **rate}
+        # In percent of a frame at this rate.
+        largest = round(100 * burst_seconds * self._fps)
+        return {**_VPX, **rate, "minrate": rate["maxrate"], "max-intra-rate": str(largest)}

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse
 
-from pipeline.chunk import check_prompt
-from stream import protocol, worker
+from stream import protocol, whep, worker
 from stream.hub import Hub, Viewer
 from stream.pacer import Paced, Pacer
 from stream.session import Bucket, State
-from stream.webrtc import CODECS, MAX_OFFER_BYTES, Peer, check_offer
+from stream.webrtc import WATCH_SECONDS, Media, Peer
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ FLOOD = 600
 """So many messages in a row above the rate end the connection."""
 
 TICK_SECONDS = 0.25
-WHEP_PROMPT = "a meadow in the morning"
 _KINDS = {
     ".html": "text/html",
     ".css": "text/css",
@@ -43,13 +41,6 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     # The page asks no other host for anything.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
-}
-_CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Location"}
-_PREFLIGHT = {
-    **_CORS,
-    "Access-Control-Allow-Methods": "POST, PATCH, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Content-Type, Authorization, If-Match",
-    "Access-Control-Max-Age": "86400",
 }
 
 
@@ -75,7 +66,8 @@ class _Feed:
 class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
-    `factory` and `options` are the worker's. `on_ready` and `on_failure` are called on the event loop when
+    `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
+    may play them besides our own. `on_ready` and `on_failure` are called on the event loop when
     the engine is ready for the first time and when it will never be.
     """
 
@@ -84,14 +76,15 @@ class Service:
         factory: str,
         options: Mapping[str, Any],
         lead: float = 1.0,
-        codec: str = CODECS[0],
-        ice_servers: tuple[protocol.IceServer, ...] = (),
+        media: Media | None = None,
+        allowed_origins: tuple[str, ...] = (),
         on_ready: Callable[[worker.Ready], None] = lambda ready: None,
         on_failure: Callable[[worker.Died], None] = lambda died: None,
     ) -> None:
         self._engine = worker.Worker(factory, options, self._from_thread)
-        self.hub = Hub(self._engine, lead, ice_servers=ice_servers)
-        self._codec, self._on_ready, self._on_failure = codec, on_ready, on_failure
+        self._media, self.allowed_origins = media or Media(), allowed_origins
+        self.hub = Hub(self._engine, lead, ice_servers=self._media.ice_servers)
+        self._on_ready, self._on_failure = on_ready, on_failure
         self._peers: dict[str, tuple[Peer, Viewer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,12 +107,12 @@ class Service:
             await asyncio.to_thread(self._engine.stop)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[str, str]:
-        """A new peer, in place of an earlier one, for a checked offer: its id and the answer. ValueError as Peer's."""
+    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]:
+        """A new peer, in place of an earlier one, for a checked offer, and the answer. Raises as Peer.answer."""
         assert self.hub.world is not None, "a live viewer has a world"
         feed, fps = _Feed(self.hub, viewer), self.hub.world.fps
-        peer = Peer(feed, fps, self.hub.ice_servers, lambda: self._gone(peer.id), ends_viewer)
-        answer = await peer.answer(sdp, self._codec)
+        peer = Peer(feed, fps, self._media, lambda: self._gone(peer.id), ends_viewer)
+        answer = await peer.answer(sdp)
         earlier = [other for other, watcher in self._peers.values() if watcher is viewer]
         self._peers[peer.id] = (peer, viewer)
         viewer.ended = lambda: self._close_peers(viewer)
@@ -127,7 +120,7 @@ class Service:
             self._keep(other.close())
         if viewer.session.state is State.GONE:
             self._close_peers(viewer)
-        return peer.id, answer
+        return peer, answer
 
     def peer(self, peer_id: str) -> Peer | None:
         """The peer of this id, None when it is gone."""
@@ -164,7 +157,7 @@ class Service:
 
     async def _watch_peers(self) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(WATCH_SECONDS)
             for peer, _ in list(self._peers.values()):
                 if await peer.is_lost():
                     self._keep(peer.close())
@@ -289,7 +282,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _add_machines_routes(app, service)
-    _add_whep_routes(app, service)
+    whep.add_routes(app, service, service.allowed_origins)
 
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
@@ -328,93 +321,3 @@ def _add_machines_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.hub.metrics.text(), headers={"Content-Type": service.hub.metrics.content_type})
-
-
-def _add_whep_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/whep")
-    async def whep(request: Request) -> Response:
-        try:
-            offer = check_offer(await _body(request))
-            viewer, is_new = _viewer_for(service, request)
-            return await _answer(service, offer, viewer, is_new)
-        except _Refusal as refusal:
-            return PlainTextResponse(f"{refusal}\n", refusal.status, {**_CORS, **refusal.headers})
-        except ValueError as error:
-            return PlainTextResponse(f"{error}\n", 400, _CORS)
-
-    @app.patch("/whep/{peer_id}")
-    async def trickle(peer_id: str, request: Request) -> Response:
-        peer = service.peer(peer_id)
-        if peer is None:
-            return PlainTextResponse("This picture has ended.\n", 404, _CORS)
-        try:
-            await peer.add_candidates(await _body(request))
-        except Exception:  # aiortc raises what the broken line leads to
-            return PlainTextResponse("the body must be lines like a=candidate:... of an SDP\n", 400, _CORS)
-        return Response(status_code=204, headers=_CORS)
-
-    @app.delete("/whep/{peer_id}")
-    async def end(peer_id: str) -> Response:
-        # Players close the connection first and then say so: gone already is as good.
-        if peer := service.peer(peer_id):
-            await peer.close()
-        return Response(status_code=200, headers=_CORS)
-
-    @app.options("/whep")
-    @app.options("/whep/{peer_id}")
-    async def preflight() -> Response:
-        return Response(status_code=204, headers=_PREFLIGHT)
-
-
-class _Refusal(Exception):
-    """An HTTP answer that says no."""
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self.headers = status, dict(headers or {})
-
-
-async def _body(request: Request) -> str:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_OFFER_BYTES:
-            raise _Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        raise ValueError("the body is not UTF-8 text: send an SDP offer") from None
-
-
-def _viewer_for(service: Service, request: Request) -> tuple[Viewer, bool]:
-    """The viewer that `?session=` names, or a new one for a player that only speaks WHEP."""
-    token = request.query_params.get("session")
-    if token is None:
-        return _new_viewer(service, request), True
-    viewer = service.hub.find(token)
-    if viewer is None:
-        raise _Refusal(404, "no such session: it has ended, or the token is not the one of welcome")
-    if viewer.session.state is not State.LIVE:
-        raise _Refusal(409, "this session waits in line: ask again after the message live", {"Retry-After": "2"})
-    return viewer, False
-
-
-def _new_viewer(service: Service, request: Request) -> Viewer:
-    prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), request.query_params.get("seed")
-    check_prompt(prompt)
-    if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed[:17]) <= protocol.MAX_SEED):
-        raise ValueError(f"the seed is {seed[:40]!r}; it must be a whole number from 0 to {protocol.MAX_SEED}")
-    if not service.hub.has_room:
-        reason = "the world is full" if service.ready else "the world is being made ready"
-        raise _Refusal(503, f"{reason}: try again in a moment", {"Retry-After": "5"})
-    return service.hub.enter(prompt, None if seed is None else int(seed), lambda message: None)
-
-
-async def _answer(service: Service, offer: str, viewer: Viewer, is_new: bool) -> Response:
-    try:
-        peer_id, answer = await service.offer(offer, viewer, ends_viewer=is_new)
-    except ValueError:
-        if is_new:
-            service.hub.leave(viewer)
-        raise
-    return Response(answer, 201, {**_CORS, "Location": f"/whep/{peer_id}"}, media_type="application/sdp")

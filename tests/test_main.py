@@ -1,9 +1,11 @@
 """stream/__main__.py: what the command line says to its users, and that Ctrl-C leaves nothing behind."""
 
+import datetime
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -11,25 +13,32 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-from stream.__main__ import _parser, engine_options, main, parse_keys
+from stream.__main__ import _parser, engine_options, main, media_options, parse_keys
+from stream.ice import Reach
+from stream.protocol import IceServer
+from stream.webrtc import Media
 
 TESTS = Path(__file__).parent
 SERVE_FAKE = """
 import sys
 from stream.__main__ import _listening, serve
 if __name__ == "__main__":
-    with _listening("127.0.0.1", 0) as listener:
-        sys.exit(serve(listener, "fake_engine:build", {options}))
+    with _listening({host!r}, 0) as listener:
+        sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}))
 """
 
 
 class Server:
     """A server with the fake engine in a process of its own."""
 
-    def __init__(self, folder, **options):
+    def __init__(self, folder, host="127.0.0.1", tls=None, **options):
         script = folder / "serve_fake.py"
-        script.write_text(SERVE_FAKE.format(options=options))
+        script.write_text(SERVE_FAKE.format(options=options, host=host, tls=tls))
         paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self.process = subprocess.Popen(
             [sys.executable, script],
@@ -157,6 +166,15 @@ def test_a_port_in_use_is_told_at_once(capsys):
         (["generate", "--prompt", "a", "--context", "-3", "-o", "a.mp4"], "--context is -3"),
         (["generate", "--prompt", "a", "--context", "9", "-o", "a.mp4"], "the preset tiny has a window of its own"),
         (["serve", "--ice-server", "http://x"], "must look like stun:"),
+        (["serve", "--ice-server", "turn:x"], "needs a user and a secret"),
+        (["serve", "--public-ip", "here"], "the public address is 'here'"),
+        (["serve", "--udp-ports", "1-2-3"], "such as 40000-40100"),
+        (["serve", "--playout-delay", "200"], "like 0-200"),
+        (["serve", "--min-bitrate", "5000"], "the lower one first"),
+        (["serve", "--allow-origin", "example.org"], "like https://example.org"),
+        (["serve", "--certfile", "/a.pem"], "belong together"),
+        (["serve", "--keyfile", "/a.pem"], "belong together"),
+        (["serve", "--certfile", "/a.pem", "--keyfile", "/b.pem"], "there is no file /a.pem"),
         (["generate", "--prompt", " ", "-o", "a.mp4"], "the prompt is empty"),
         (["generate", "--prompt", "a", "--keys", "w", "-o", "a.mp4"], "write keys and frames"),
         (["generate", "--prompt", "a", "--keys", "x-3", "-o", "a.mp4"], "no such key: x"),
@@ -169,6 +187,64 @@ def test_a_users_mistake_is_one_sentence_and_code_2(arguments, says, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def write_certificate(folder):
+    """A certificate for this machine that no one else signed, and its key; the two files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    (folder / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    no_password = serialization.NoEncryption()
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password
+    (folder / "key.pem").write_bytes(key.private_bytes(*form))
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+def test_with_a_certificate_the_page_is_served_by_https(server, tmp_path):
+    one = server(tls=write_certificate(tmp_path))
+    url = re.search(r"https://\S+", one.line())[0]
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    assert urllib.request.urlopen(f"{url}/healthz", timeout=5, context=trusting).read() == b"ok\n"
+    assert one.line().startswith(f"Ready: {url}")
+    assert one.line() == "Picture: VP8 preferred, 100 to 4000 kbit/s, playout delay 0-200 ms\n"
+
+
+def test_files_that_are_no_certificate_are_told_in_one_sentence(tmp_path, capsys):
+    certificate, key = write_certificate(tmp_path)
+    assert main(["serve", "--certfile", key, "--keyfile", certificate]) == 2
+    error = capsys.readouterr().err
+    assert "no certificate and its unencrypted key" in error and error.count("\n") == 1
+
+
+def test_all_addresses_are_those_of_both_families(server):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    one = server(host="::")
+    port = re.search(r"localhost:(\d+)", one.line())[1]
+    for host in ("127.0.0.1", "[::1]"):
+        assert urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=5).read() == b"ok\n"
+
+
+def test_the_picture_is_sent_as_the_command_line_says(tmp_path):
+    (tmp_path / "secret").write_text("s3cret\n")
+    line = "serve --codec H264 --min-bitrate 200 --max-bitrate 900 --playout-delay off --udp-ports 40000-40009"
+    line += (
+        f" --public-ip 203.0.113.7 --ice-server stun:example.org --ice-server turn:example.org,me,@{tmp_path}/secret"
+    )
+    options = _parser().parse_args(line.split())
+    turn = IceServer(urls=("turn:example.org",), username="me", credential="s3cret")
+    servers = (IceServer(urls=("stun:example.org",)), turn)
+    reach = Reach(None, "203.0.113.7", range(40000, 40010))
+    assert media_options(options, "0.0.0.0") == Media("H264", 200_000, 900_000, None, servers, reach)
+    assert media_options(options, "127.0.0.1").reach.address is None
+    assert media_options(options, "192.0.2.1").reach.address == "192.0.2.1"
+    assert media_options(_parser().parse_args(["serve"]), "127.0.0.1") == Media()
 
 
 def test_a_script_of_keys_is_held_frame_by_frame():

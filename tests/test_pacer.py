@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.chunk import Chunk
 from stream.pacer import PTS_RATE, Pacer
@@ -64,6 +67,37 @@ def test_a_late_chunk_moves_the_clock_once_and_is_counted_once(pacer, clock):
     assert gaps([at for _, at in after]) == pytest.approx([PERIOD] * 3)
     # The media clock shows the same gap, or the receiver would take the rest for late as well.
     assert after[0][0].pts - before[-1][0].pts == pytest.approx((PERIOD + 0.2) * PTS_RATE, abs=2)
+
+
+def test_each_late_chunk_is_counted_and_while_it_is_awaited_there_is_no_frame_to_send(pacer, clock):
+    pacer.put(chunk(0))
+    drain(pacer, clock, 4)
+    for number in range(1, 6):
+        clock.advance(PERIOD + 0.1)
+        assert pacer.delay() is None
+        pacer.put(chunk(4 * number))
+        drain(pacer, clock, 4)
+    assert pacer.late == 5
+
+
+@given(waits=st.lists(st.floats(0, 1.0), min_size=1, max_size=30), slowness=st.floats(0, 0.01))
+def test_whenever_chunks_come_frames_leave_evenly_but_where_the_clock_was_moved(waits, slowness):
+    """`waits` are seconds between chunks; each frame is fetched up to `slowness` seconds late."""
+    clock = FakeClock()
+    pacer, arrives, left = Pacer(16, 1000, clock), 0.0, []
+    arrivals = [(arrives := arrives + wait) + clock() for wait in waits]
+    for number, at in enumerate([*arrivals, float("inf")]):
+        while (delay := pacer.delay()) is not None and clock() + delay <= at:
+            clock.advance(delay + slowness)
+            left.append(pacer.pop())
+        if at < float("inf"):
+            clock.now = max(clock.now, at)
+            pacer.put(chunk(4 * number))
+    steps = np.diff([paced.pts for paced in left]) / PTS_RATE
+    assert [paced.frame for paced in left] == list(range(4 * len(waits)))
+    assert np.all(steps > PERIOD - 1e-4)
+    assert np.sum(steps > PERIOD + 1e-4) == pacer.late
+    assert pacer.dropped == 0
 
 
 def test_a_chunk_that_is_late_by_a_hair_does_not_move_the_clock(pacer, clock):

@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, RtcpReceiverInfo, RtcpRrPacket, pack_remb_fci
 
 from pipeline.chunk import Chunk
 from stream.codec import LiveEncoder
 from stream.pacer import Pacer
-from stream.webrtc import Peer, Track, check_offer
+from stream.webrtc import (
+    MAX_CANDIDATES,
+    SILENCE_SECONDS,
+    WATCH_SECONDS,
+    Fragment,
+    Media,
+    Peer,
+    RestartRefused,
+    Track,
+    check_offer,
+)
 
 FPS = 16
 
@@ -75,8 +86,8 @@ async def player():
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
 async def test_a_player_gets_an_even_picture_with_the_codec_that_was_preferred(player, codec):
     feed, gone = FakeFeed(), []
-    peer = Peer(feed, FPS, gone=lambda: gone.append(True))
-    answer = await peer.answer(check_offer(await player.offer()), codec)
+    peer = Peer(feed, FPS, Media(codec=codec), gone=lambda: gone.append(True))
+    answer = await peer.answer(check_offer(await player.offer()))
     await player.take(answer)
     await player.frames_there(30)
     times = np.array([at for at, _ in player.frames[5:]])
@@ -190,3 +201,111 @@ async def test_aiortc_still_keeps_what_we_put_into_its_sender(player):
     assert isinstance(sender._RTCRtpSender__encoder, LiveEncoder)
     assert sender._RTCRtpSender__rtp_timestamp > 0
     await peer.close()
+
+
+async def test_an_offer_with_a_flood_of_candidates_is_refused(player):
+    line = "a=candidate:1 1 udp 2113937151 192.0.2.1 {} typ host\r\n"
+    offer = await player.offer() + "".join(line.format(5000 + number) for number in range(MAX_CANDIDATES + 1))
+    with pytest.raises(ValueError, match="candidates"):
+        check_offer(offer)
+
+
+async def test_candidates_come_later_and_only_so_many_and_of_this_ice_session(player):
+    peer = Peer(FakeFeed(), FPS)
+    offer = await player.offer()
+    bare = "".join(line for line in offer.splitlines(keepends=True) if not line.startswith("a=candidate"))
+    await player.take(await peer.answer(check_offer(bare)))
+    ufrag = next(line for line in offer.splitlines() if line.startswith("a=ice-ufrag"))
+    lines = [line for line in offer.splitlines() if line.startswith("a=candidate")]
+    name = "a=candidate:1 1 udp 2113937151 9b36eaac.local 55555 typ host"
+    await peer.add_candidates(Fragment.parse("\r\n".join([ufrag, "a=ice-pwd:x", "a=mid:0", *lines, name])))
+    await player.frames_there(3)
+    with pytest.raises(RestartRefused):
+        await peer.add_candidates(Fragment.parse("a=ice-ufrag:other\r\n"))
+    with pytest.raises(ValueError, match="a=candidate"):
+        await peer.add_candidates(Fragment.parse("a=candidate:1 1 udp x"))
+    many = Fragment.parse("a=candidate:1 1 udp 2113937151 192.0.2.1 5000 typ host\r\n" * (MAX_CANDIDATES + 1))
+    with pytest.raises(ValueError, match="at most"):
+        await peer.add_candidates(many)
+    await peer.close()
+
+
+def test_a_fragment_is_taken_as_a_library_writes_it_for_firefox():
+    candidate = "0 1 UDP 2122187007 4e2686b6.local 55653 typ host"
+    fragment = f"a=ice-ufrag:7c97\r\nm=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:{candidate}\r\na=\r\n"
+    assert Fragment.parse(fragment + "a=end-of-candidates\r\n") == Fragment((candidate,), "7c97")
+    assert Fragment.parse("") == Fragment((), None)
+
+
+@pytest.mark.parametrize("text", ["v", "hello", "<html>", "=a\r\n", '{"candidate": 1}'])
+def test_what_is_no_fragment_is_refused(text):
+    with pytest.raises(ValueError, match="lines like a=candidate"):
+        Fragment.parse(text)
+
+
+async def until_lost(peer, seconds):
+    """Seconds until a peer is known to be lost, asked as the server asks."""
+    began = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while not await peer.is_lost():  # noqa: ASYNC110  it is a watch that asks
+            await asyncio.sleep(WATCH_SECONDS)
+    return time.monotonic() - began
+
+
+async def test_a_player_that_vanishes_without_a_word_is_noticed_within_five_seconds(player):
+    peer = Peer(FakeFeed(), FPS)
+    await player.take(await peer.answer(check_offer(await player.offer())))
+    await player.frames_there(3)
+    assert not await peer.is_lost()
+    (receiver,) = player.connection.getReceivers()
+
+    async def swallow(data):
+        """The player's network is gone."""
+
+    receiver.transport._send_rtp = swallow
+    assert SILENCE_SECONDS - 1.5 < await until_lost(peer, 6) <= 5
+    await peer.close()
+
+
+async def test_a_player_that_is_sent_nothing_for_a_while_is_not_taken_for_lost(player, monkeypatch):
+    monkeypatch.setattr("stream.webrtc.SILENCE_SECONDS", 1.0)
+    feed = FakeFeed(frames=8)
+    peer = Peer(feed, FPS)
+    await player.take(await peer.answer(check_offer(await player.offer())))
+    with pytest.raises(TimeoutError):
+        await until_lost(peer, 3.5)
+    feed.pacer.put(Chunk("a.1", 2, 8, np.full((4, 96, 160, 3), 90, np.uint8)))
+    await player.frames_there(9)
+    assert not await peer.is_lost()
+    await peer.close()
+
+
+async def test_reports_of_the_receiver_reach_the_rate_and_the_encoder_follows(player):
+    peer = Peer(FakeFeed(), FPS)
+    await player.take(await peer.answer(check_offer(await player.offer())))
+    await player.frames_there(3)
+    (receiver,) = player.connection.getReceivers()
+    sender = peer._sender
+    remb = RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(200_000, [sender._ssrc]))
+    await receiver.transport._send_rtp(bytes(remb))
+    async with asyncio.timeout(3):
+        while peer.bitrate != 200_000:  # noqa: ASYNC110  the network has no event for us
+            await asyncio.sleep(0.02)
+    assert sender._RTCRtpSender__encoder.target_bitrate == 200_000
+    loss = RtcpReceiverInfo(
+        ssrc=sender._ssrc, fraction_lost=250, packets_lost=9, highest_sequence=9, jitter=9000, lsr=0, dlsr=0
+    )
+    for _ in range(4):
+        await receiver.transport._send_rtp(bytes(RtcpRrPacket(ssrc=1, reports=[loss])))
+        await asyncio.sleep(0.1)
+        await peer.is_lost()
+    assert peer.bitrate < 200_000
+    await peer.close()
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="VP8, H264"):
+        Media(codec="H266")
+    for low, high in ((10, 1_000_000), (900_000, 800_000), (100_000, 10**9)):
+        with pytest.raises(ValueError, match="the lower one first"):
+            Media(min_bitrate=low, max_bitrate=high)

@@ -1,0 +1,253 @@
+"""WHEP (draft-ietf-wish-whep): the picture by HTTP, for the page and for players that nobody here wrote.
+
+POST an offer and get an answer, PATCH to trickle candidates, DELETE to leave. What the draft leaves open and
+what its players do otherwise is decided here: If-Match is checked where it is sent, as no library sends it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from pipeline.chunk import check_prompt
+from stream import protocol
+from stream.hub import Hub, Viewer
+from stream.ice import NoFreePort
+from stream.session import State
+from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
+
+SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
+WHEP_PROMPT = "a meadow in the morning"
+RETRY_SECONDS = 5
+REMEMBERED = 1024
+"""Sessions that are told from those that never were."""
+
+_ENDPOINT, _SESSION = "/whep", "/whep/{peer_id}"
+_METHODS = {_ENDPOINT: "POST, OPTIONS", _SESSION: "PATCH, DELETE, OPTIONS"}
+
+
+class Host(Protocol):
+    """The part of a Service that WHEP needs."""
+
+    hub: Hub
+    ready: bool
+
+    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]: ...
+    def peer(self, peer_id: str) -> Peer | None: ...
+
+
+class Refusal(Exception):
+    """An HTTP answer that says no."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.headers = status, dict(headers or {})
+
+
+def add_routes(app: FastAPI, host: Host, allowed_origins: tuple[str, ...] = ()) -> None:
+    """Put WHEP into an app. Pages of other origins may play where `allowed_origins` lists them, or has "*"."""
+    sessions = _Sessions(host)
+
+    def route(path: str, *methods: str) -> Callable[[Handler], None]:
+        def add(handler: Handler) -> None:
+            app.add_api_route(path, _guarded(handler, allowed_origins, _METHODS[path]), methods=list(methods))
+
+        return add
+
+    route(_ENDPOINT, "POST")(sessions.begin)
+    route(_SESSION, "PATCH")(sessions.trickle)
+    route(_SESSION, "DELETE")(sessions.end)
+    route(_ENDPOINT, "OPTIONS")(_options)
+    route(_SESSION, "OPTIONS")(_options)
+    for path in (_ENDPOINT, _SESSION):
+        route(path, "GET", "HEAD", "PUT")(_not_allowed)
+    route(_ENDPOINT, "PATCH", "DELETE")(_not_allowed)
+    route(_SESSION, "POST")(_not_allowed)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -> Handler:
+    """A handler whose refusals are answers, and whose answers other origins may read where they are allowed to."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            response = await handler(request)
+        except Refusal as refusal:
+            response = PlainTextResponse(f"{refusal}\n", refusal.status, refusal.headers)
+        except NoFreePort as error:
+            response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
+        except ValueError as error:
+            response = PlainTextResponse(f"{error}\n", 400)
+        if response.status_code == 405 or request.method == "OPTIONS":
+            response.headers["Allow"] = methods
+        response.headers.update(_cors(request, allowed_origins, methods))
+        return response
+
+    return handle
+
+
+def _cors(request: Request, allowed_origins: tuple[str, ...], methods: str) -> dict[str, str]:
+    """The headers that let a page of another origin read the answer."""
+    origin = request.headers.get("origin")
+    if not allowed_origins or origin is None:
+        return {}
+    if origin not in allowed_origins and "*" not in allowed_origins:
+        return {"Vary": "Origin"}
+    headers = {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": "Location, ETag, Link, Retry-After, Accept-Post, Accept-Patch",
+        "Vary": "Origin",
+    }
+    if request.method == "OPTIONS":
+        headers |= {
+            "Access-Control-Allow-Methods": methods,
+            "Access-Control-Allow-Headers": "Content-Type, Authorization, If-Match",
+            "Access-Control-Max-Age": "86400",
+        }
+    return headers
+
+
+async def _options(request: Request) -> Response:
+    is_session = "peer_id" in request.path_params
+    return Response(status_code=204, headers={"Accept-Patch": FRAGMENT} if is_session else {"Accept-Post": SDP})
+
+
+async def _not_allowed(request: Request) -> Response:
+    raise Refusal(405, "the picture is fetched by WHEP: POST an offer to /whep")
+
+
+class _Sessions:
+    """What WHEP's requests do."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._begun: OrderedDict[str, None] = OrderedDict()
+
+    async def begin(self, request: Request) -> Response:
+        """POST: a peer for an offer."""
+        _check_type(request, SDP)
+        offer = check_offer(await _body(request))
+        viewer, is_new = self._viewer_for(request)
+        try:
+            peer, answer = await self._host.offer(offer, viewer, ends_viewer=is_new)
+        except BaseException:  # whatever it is, the slot must be free again
+            if is_new:
+                self._host.hub.leave(viewer)
+            raise
+        self._remember(peer.id)
+        headers = {"Location": f"{_ENDPOINT}/{peer.id}", "ETag": f'"{peer.etag}"', "Accept-Patch": FRAGMENT}
+        response = Response(answer, 201, headers, media_type=SDP)
+        for link in _links(self._host.hub.ice_servers):
+            response.headers.append("Link", link)
+        return response
+
+    async def trickle(self, request: Request) -> Response:
+        """PATCH: candidates that were found after the offer."""
+        peer = self._host.peer(request.path_params["peer_id"])
+        if peer is None:
+            raise Refusal(404, "no such session: it has ended")
+        _check_type(request, FRAGMENT)
+        _check_match(request, peer.etag)
+        fragment = Fragment.parse(await _body(request))
+        try:
+            await peer.add_candidates(fragment)
+        except RestartRefused as error:
+            raise Refusal(422, str(error)) from None
+        return Response(status_code=204, headers={"ETag": f'"{peer.etag}"'})
+
+    async def end(self, request: Request) -> Response:
+        """DELETE: the viewer leaves."""
+        peer_id = request.path_params["peer_id"]
+        peer = self._host.peer(peer_id)
+        if peer:
+            _check_match(request, peer.etag)
+            await peer.close()
+        elif peer_id not in self._begun:
+            raise Refusal(404, "no such session")
+        # Players close the connection first and then say so: gone already is as good.
+        return Response(status_code=200)
+
+    def _remember(self, peer_id: str) -> None:
+        self._begun[peer_id] = None
+        if len(self._begun) > REMEMBERED:
+            self._begun.popitem(last=False)
+
+    def _viewer_for(self, request: Request) -> tuple[Viewer, bool]:
+        """The viewer that `?session=` names, or a new one for a player that only speaks WHEP."""
+        token = request.query_params.get("session")
+        if token is None:
+            return self._new_viewer(request), True
+        viewer = self._host.hub.find(token)
+        if viewer is None:
+            raise Refusal(404, "no such session: it has ended, or the token is not the one of welcome")
+        if viewer.session.state is not State.LIVE:
+            raise Refusal(409, "this session waits in line: ask again after the message live", {"Retry-After": "2"})
+        return viewer, False
+
+    def _new_viewer(self, request: Request) -> Viewer:
+        hub = self._host.hub
+        prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), _seed(request.query_params.get("seed"))
+        check_prompt(prompt)
+        if not hub.has_room or hub.world is None:
+            reason = "the world is full" if self._host.ready else "the world is being made ready"
+            raise Refusal(503, f"{reason}: try again in a moment", {"Retry-After": str(RETRY_SECONDS)})
+        preset = request.query_params.get("preset", hub.world.preset)
+        if preset != hub.world.preset:
+            raise ValueError(f"the preset {preset[:40]!r} is not served here; {hub.world.preset!r} is")
+        return hub.enter(prompt, seed, lambda message: None)
+
+
+def _seed(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:17]) <= protocol.MAX_SEED):
+        raise ValueError(f"the seed is {text[:40]!r}; it must be a whole number from 0 to {protocol.MAX_SEED}")
+    return int(text[:17])
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != wanted:
+        header = "Accept-Post" if wanted == SDP else "Accept-Patch"
+        reason = f"the body's Content-Type is {given[:80]!r}; it must be {wanted}"
+        raise Refusal(415, reason, {header: wanted})
+
+
+def _check_match(request: Request, etag: str) -> None:
+    """If-Match names the ICE session that the request is meant for; without it the present one is meant."""
+    given = request.headers.get("if-match")
+    tags = {tag.strip() for tag in (given or "*").split(",")}
+    if not tags & {"*", f'"{etag}"'}:
+        raise Refusal(412, "If-Match does not name this session: it must be the ETag of the answer")
+
+
+async def _body(request: Request) -> str:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_OFFER_BYTES:
+            raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise ValueError("the body is not UTF-8 text: send an SDP offer") from None
+
+
+def _links(servers: tuple[protocol.IceServer, ...]) -> list[str]:
+    """Link headers that hand a player the STUN and TURN servers."""
+    return [f'<{url}>; rel="ice-server"{_login(server)}' for server in servers for url in server.urls]
+
+
+def _login(server: protocol.IceServer) -> str:
+    if server.username is None or server.credential is None:
+        return ""
+    username, credential = (_quoted(text) for text in (server.username, server.credential))
+    return f'; username={username}; credential={credential}; credential-type="password"'
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
