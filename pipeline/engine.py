@@ -410,12 +410,13 @@ def build(
     schedule: str = "auto",
     context: int = GLOBAL_CONTEXT,
     image: str | Path | None = None,
+    parts: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
-    `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights` a folder in a public layout,
-    "random" for speed work, or None for the weights that come with the tiny preset. Raises ValueError, with what
-    would be right, for a name that does not exist.
+    `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
+    pipeline.load.load_parts. Raises ValueError, with what would be right, for a name that does not exist.
     """
     found = find_preset(preset)
     place = choose_device(device)
@@ -423,7 +424,7 @@ def build(
     picture = Path(image).read_bytes() if image is not None else None
     if picture is not None:
         read_image(picture, found.height, found.width)
-    parts = load_parts(found, weights, place)
+    parts = load_parts(found, weights, place, parts, lora)
     return Engine(found, parts, slots=slots, device=place, schedule=schedule, context=context, image=picture)
 
 

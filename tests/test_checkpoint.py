@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import checkpoint
+from pipeline import checkpoint, layouts
 from pipeline.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(dim=24, ffn_dim=32, heads=2, layers=2, in_channels=16, text_dim=8)
@@ -119,6 +119,6 @@ def test_a_missing_vae_or_text_encoder_is_named(tmp_path):
 
 
 def test_every_name_of_the_published_text_encoder_has_a_place(tmp_path):
-    assert checkpoint.umt5_name("blocks.3.ffn.gate.0.weight") == "encoder.block.3.layer.1.DenseReluDense.wi_0.weight"
-    assert checkpoint.umt5_name("token_embedding.weight") == "shared.weight"
-    assert checkpoint.umt5_name("blocks.3.other.weight") == "blocks.3.other.weight"
+    assert layouts.umt5_name("blocks.3.ffn.gate.0.weight") == "encoder.block.3.layer.1.DenseReluDense.wi_0.weight"
+    assert layouts.umt5_name("token_embedding.weight") == "shared.weight"
+    assert layouts.umt5_name("blocks.3.other.weight") == "blocks.3.other.weight"
