@@ -13,6 +13,7 @@ from pipeline.layouts import find_parts
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 TRANSFORMER = "transformer"
 OTHER_PARTS = ("vae", "text", "tokenizer")
+LISTING_SECONDS = 10.0
 
 
 class HubName(NamedTuple):
@@ -61,19 +62,17 @@ def listed(name: HubName) -> list[str] | None:
 
     Raises ValueError for a repository or a revision that is not there or not open to us.
     """
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        return HfApi().list_repo_files(name.repository, revision=name.revision)
+        found = HfApi().model_info(name.repository, revision=name.revision, timeout=LISTING_SECONDS)
+        return [file.rfilename for file in found.siblings or ()]
     except GatedRepoError:
         raise ValueError(
             f"{name.repository} is gated: accept its terms on https://huggingface.co/{name.repository} and log in "
@@ -87,7 +86,7 @@ def listed(name: HubName) -> list[str] | None:
         ) from None
     except HFValidationError as error:
         raise ValueError(f"{name.repository} is no name on the hub: {error}") from None
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError):
+    except Exception:  # no network, a proxy, a server that is down: whose class is that of the hub's HTTP client
         return None
 
 
@@ -117,32 +116,31 @@ def _some(files: list[str], most: int = 6) -> str:
 
 
 def _fetched(name: HubName, parts: tuple[str, ...]) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
 
     files = listed(name)
     if files is None:
-        return _cached(name)
+        if (found := cached(name)) is not None:
+            return found
+        raise ValueError(f"the hub cannot be reached, and {name} is neither a path here nor in the hub's cache")
     wanted = wanted_files(name, files, parts)
     patterns = [_literal(file) for file in wanted]
     try:
         folder = snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # a full disk, a transfer that broke: some classes are those of the hub's HTTP client
         raise ValueError(f"{name} cannot be fetched from the hub: {_first_line(error)}") from None
     return Path(folder) / name.file
 
 
-def _cached(name: HubName) -> Path:
-    """What an earlier run fetched."""
+def cached(name: HubName) -> Path | None:
+    """Where an earlier run put the files, or None."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name.repository, revision=name.revision, local_files_only=True))
-    except (OSError, ValueError):
-        folder = None
-    if folder is None or not (folder / name.file).exists():
-        raise ValueError(f"the hub cannot be reached, and {name} is neither a path here nor in the hub's cache")
-    return folder / name.file
+    except (OSError, ValueError):  # not there, or no name that could be
+        return None
+    return folder / name.file if (folder / name.file).exists() else None
 
 
 def _literal(file: str) -> str:

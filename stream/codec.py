@@ -18,6 +18,7 @@ MIN_BITRATE, MAX_BITRATE = 300_000, 4_000_000
 NEVER = 1_000_000
 """Frames between key frames that nobody asked for."""
 
+_ENCODERS = {"VP8": "libvpx", "H264": "libx264"}
 _X264 = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "level": "31"}
 _VPX = {
     "deadline": "realtime",
@@ -32,6 +33,19 @@ _VPX = {
 def bitrate_for(width: int, height: int, fps: int) -> int:
     """Bits a second that show a picture of this size well, within the limits of this module."""
     return max(MIN_BITRATE, min(round(BITS_PER_PIXEL * width * height * fps), MAX_BITRATE))
+
+
+def missing_encoders() -> dict[str, str | None]:
+    """Each codec that a browser can be served in, with None where it can be encoded and else the reason why not."""
+    return {codec: _missing(name) for codec, name in _ENCODERS.items()}
+
+
+def _missing(name: str) -> str | None:
+    try:
+        av.Codec(name, "w")
+    except ValueError:  # UnknownCodecError is one
+        return f"this build of FFmpeg (PyAV {av.__version__}) has no {name}"
+    return None
 
 
 class LiveEncoder(Encoder):
@@ -83,7 +97,7 @@ class LiveEncoder(Encoder):
         return context
 
     def _open(self, width: int, height: int, bitrate: int) -> av.VideoCodecContext:
-        context = av.CodecContext.create("libx264" if self._h264 else "libvpx", "w")
+        context = av.CodecContext.create(_ENCODERS["H264" if self._h264 else "VP8"], "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.bit_rate, context.gop_size, context.thread_count = bitrate, NEVER, 1
         context.framerate, context.time_base = Fraction(self._fps), Fraction(1, self._fps)

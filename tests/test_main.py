@@ -147,7 +147,10 @@ def test_a_port_in_use_is_told_at_once(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve", "--weights", "/nowhere"], "there is no folder /nowhere"),
+        (
+            ["serve", "--weights", "/nowhere"],
+            "there is no /nowhere; --weights takes a folder, a file, or a name on the hub",
+        ),
         (["serve", "--host", "no such host"], "no address of this machine"),
         (["serve", "--host", "203.0.113.1"], "no address of this machine"),
         (["serve", "--port", "70000"], "from 0 to 65535"),
