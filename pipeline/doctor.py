@@ -61,9 +61,8 @@ class Report:
         for heading, findings in self.sections.items():
             lines += [heading, *(f"  {f.state}  {f.subject:{width}}  {f.text}".rstrip() for f in findings), ""]
         wrong = sum(each.state == BAD for findings in self.sections.values() for each in findings)
-        return "\n".join(
-            [*lines, "All that was asked for is fine." if self.fine else f"{wrong} to mend (marked {BAD})."]
-        )
+        verdict = "All that was asked for is fine." if self.fine else f"{wrong} to mend, marked {BAD}."
+        return "\n".join([*lines, verdict])
 
 
 def examine(
@@ -128,9 +127,9 @@ def _codecs(missing_encoders: Mapping[str, str | None]) -> Iterator[Finding]:
 
 
 def _memory(preset: Preset) -> Iterator[Finding]:
+    need = memory.needs(preset, GLOBAL_CONTEXT)
     for slots in (1, 2):
-        need = memory.needs(preset, slots, GLOBAL_CONTEXT).total
-        yield _fit(need, slots)
+        yield _fit(need.total(slots), slots)
 
 
 def _fit(need: float, slots: int) -> Finding:
@@ -153,9 +152,7 @@ def _weights(preset: Preset | None, weights: str | None, parts: str | None, lora
     elif preset is not None and preset.vae == "tiny":
         yield from _tiny(tiny.WEIGHTS if weights is None else Path(weights))
     elif weights is None:
-        yield Finding(
-            LACK, "weights", "none were named: --weights FOLDER, FILE or org/name; docs/checkpoints.md says which"
-        )
+        yield Finding(LACK, "weights", "none were named: --weights takes a folder, a file or org/name")
     elif (name := _remote(weights)) is not None:
         yield from _on_hub(name, parts is None)
     else:
@@ -239,6 +236,5 @@ def _described(plan: Plan) -> str:
     dtypes = sorted({str(stored.dtype).removeprefix("torch.") for stored in plan.tensors.values()})
     files = {stored.file for stored in plan.tensors.values()}
     count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
-    return (
-        f"{plan.source} ({count}, {len(plan.tensors)} tensors, {plan.nbytes / memory.GB:.2f} GB, {', '.join(dtypes)})"
-    )
+    size = f"{plan.nbytes / memory.GB:.2f} GB"
+    return f"{plan.source} ({count}, {len(plan.tensors)} tensors, {size}, {', '.join(dtypes)})"

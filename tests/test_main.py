@@ -149,7 +149,7 @@ def test_a_port_in_use_is_told_at_once(capsys):
     [
         (
             ["serve", "--weights", "/nowhere"],
-            "there is no /nowhere; --weights takes a folder, a file, or a name on the hub",
+            "there is no /nowhere; --weights takes a folder, a file",
         ),
         (["serve", "--host", "no such host"], "no address of this machine"),
         (["serve", "--host", "203.0.113.1"], "no address of this machine"),
