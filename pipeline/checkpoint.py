@@ -65,12 +65,12 @@ class Plan(Generic[Model]):
         """The model, ready for inference; `read(count)` is told of every `count` bytes that have been read."""
         with torch.device("meta"):
             model = self.make()
-        ties = _ties(model)
+        ties, owners = _ties(model), dict(model.named_modules(remove_duplicate=False))
         for name, stored in self.tensors.items():
             wanted = torch.float32 if self.wide is not None and self.wide.search(name) else dtype
             tensor = _placed(stored, wanted, torch.device(device))
             for each in (name, *ties.get(name, ())):
-                _put(model, each, tensor)
+                _put(owners, each, tensor)
             read(stored.nbytes)
         return model.eval().requires_grad_(False)
 
@@ -412,10 +412,10 @@ def _placed(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
     return tensor.copy_(stored.read(device))
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
     """Make `tensor` the parameter of that name, through the module's own loading: FP8 linears quantize there."""
     module, _, leaf = name.rpartition(".")
-    model.get_submodule(module).load_state_dict({leaf: tensor}, strict=False, assign=True)
+    owners[module].load_state_dict({leaf: tensor}, strict=False, assign=True)
 
 
 def _check_fit(

@@ -16,7 +16,8 @@ import torch
 
 from kernels.attention import available_backends
 from kernels.linear import fp8_missing
-from pipeline import hub, memory
+from pipeline import huggingface as hub
+from pipeline import memory
 from pipeline.checkpoint import (
     Plan,
     find_tokenizer,

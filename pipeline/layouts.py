@@ -76,7 +76,7 @@ def without_wrappers(name: str) -> str:
     """A name as it was before training wrapped the model."""
     for wrapper in INNER_WRAPPERS:
         name = name.replace(wrapper, "")
-    for wrapper in WRAPPERS:
+    while wrapper := next((each for each in WRAPPERS if name.startswith(each)), ""):
         name = name.removeprefix(wrapper)
     return name
 

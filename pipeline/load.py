@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.checkpoint import Checkpoint, plan_checkpoint
-from pipeline.hub import OTHER_PARTS, TRANSFORMER, resolve
+from pipeline.huggingface import OTHER_PARTS, TRANSFORMER, resolve
 from pipeline.presets import Preset
 from pipeline.sampler import noise
 from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_tokenizer

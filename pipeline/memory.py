@@ -9,11 +9,12 @@ B slots, T latent frames in a chunk, L tokens in a chunk, R text rows.
 """
 
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +54,16 @@ class Needs:
 def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2)) -> Needs:
     """What live sessions of `preset` take; `context` is the latent frames kept where it has no window."""
     with META, torch.inference_mode():
-        model, vae = _transformer(preset), _vae(preset)
+        model = _transformer(preset)
         count = sum(each.numel() for each in model.parameters())
         text = _text_bytes(preset)
-        weights = _bytes(model.parameters()) + _bytes(vae.parameters()) + text
+        vae = _vae_needs(preset.vae, preset.latent_shape, preset.height, preset.width, preset.image == "channels")
+        weights = _bytes(model.parameters()) + vae.weights + text
         cache = _cache(preset, context)
         prompt = model.embed_text(torch.empty(1, 1, preset.transformer.text_dim))
-        decoding, decoder = _decoding(preset, vae)
-        kept = _bytes(_tensors((prompt, decoder, _picture(preset, vae))))
+        kept = _bytes(_tensors(prompt)) + vae.kept
         denoising = {count: _denoising(preset, model, count) for count in slots}
-    return Needs(count, weights, text, _bytes((cache.k, cache.v)), kept, decoding, denoising)
+    return Needs(count, weights, text, _bytes((cache.k, cache.v)), kept, vae.decoding, denoising)
 
 
 def describe(presets: Iterable[Preset], context: int) -> str:
@@ -109,8 +110,26 @@ def _transformer(preset: Preset) -> Transformer:
     return model
 
 
-def _vae(preset: Preset) -> nn.Module:
-    return (TinyVAE() if preset.vae == "tiny" else WanVAE()).eval().requires_grad_(False)
+class _VAENeeds(NamedTuple):
+    """Bytes: of the weights, of what one stream keeps between chunks, and the most that lives while it decodes one."""
+
+    weights: int
+    kept: int
+    decoding: int
+
+
+@functools.cache  # most presets have the same one
+def _vae_needs(kind: str, latent_shape: tuple[int, ...], height: int, width: int, picture: bool) -> _VAENeeds:
+    """`picture`: the stream also keeps the encoder of the picture that it continues."""
+    vae = (TinyVAE() if kind == "tiny" else WanVAE()).eval().requires_grad_(False)
+    decoder, latent = vae.decoder(), torch.empty(latent_shape)
+    decoder.decode(latent)  # a stream's first chunk is shorter
+    decoding = _peak(lambda: decoder.decode(latent))
+    encoder = vae.encoder() if picture else None
+    if encoder is not None:
+        encoder.encode(torch.empty(3, 1, height, width))
+        encoder.encode(torch.empty(3, LATER_FRAMES, height, width))
+    return _VAENeeds(_bytes(vae.parameters()), _bytes(_tensors((decoder, encoder))), decoding)
 
 
 def _text_bytes(preset: Preset) -> int:
@@ -164,23 +183,6 @@ def _denoising(preset: Preset, model: Transformer, slots: int) -> int:
         return per_block * len(every) + _peak(lambda: model(latent, time, text, camera, memory))
     finally:
         model.blocks = every
-
-
-def _decoding(preset: Preset, vae: Any) -> tuple[int, Any]:
-    """The most that lives at once while a chunk is decoded, and the decoder with what it keeps between chunks."""
-    decoder, latent = vae.decoder(), torch.empty(preset.latent_shape)
-    decoder.decode(latent)  # a stream's first chunk is shorter
-    return _peak(lambda: decoder.decode(latent)), decoder
-
-
-def _picture(preset: Preset, vae: Any) -> Any:
-    """What a slot keeps of the picture that it continues."""
-    if preset.image != "channels":
-        return None
-    encoder = vae.encoder()
-    encoder.encode(torch.empty(3, 1, preset.height, preset.width))
-    encoder.encode(torch.empty(3, LATER_FRAMES, preset.height, preset.width))
-    return encoder
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.chunk import SessionSpec, check_keys
-from pipeline.hub import check_place
+from pipeline.huggingface import check_place
 from stream.webrtc import CODECS
 
 ENGINE = "pipeline.engine:build"
