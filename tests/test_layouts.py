@@ -61,19 +61,21 @@ def diffusers_wan(tmp_path_factory):
     return folder, model
 
 
+@pytest.mark.parametrize(("timestep", "within"), [(0.0, 1e-6), (613.0, 1e-4)])
 @torch.inference_mode()
-def test_a_diffusers_transformer_gives_the_flow_that_diffusers_gives(diffusers_wan):
+def test_a_diffusers_transformer_gives_the_flow_that_diffusers_gives(diffusers_wan, timestep, within):
+    # diffusers makes the timestep's angles in float32, the reference in float64: at 0 there is no difference
     folder, theirs = diffusers_wan
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
     ours = checkpoint.load_transformer(folder, SMALL, torch.float32, "cpu")
     torch.manual_seed(2)
-    latent, text, timestep = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 5, SMALL.text_dim), torch.tensor([613.0])
+    latent, text, time = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 5, SMALL.text_dim), torch.tensor([timestep])
     padded = torch.nn.functional.pad(text, (0, 0, 0, SMALL.text_rows - 5))
-    expected = theirs(latent, timestep, padded, return_dict=False)[0]
+    expected = theirs(latent, time, padded, return_dict=False)[0]
     memory = Alone(SMALL, 3, 2, 3)
-    flow = ours(latent, ours.embed_time(timestep), ours.embed_text(text), None, memory)
+    flow = ours(latent, ours.embed_time(time), ours.embed_text(text), None, memory)
     assert expected.abs().mean() > 0.1
-    assert relative_error(flow, expected) < 1e-5
+    assert relative_error(flow, expected) < within
 
 
 def test_a_diffusers_config_that_contradicts_the_preset_is_named(diffusers_wan):
