@@ -135,10 +135,15 @@ def _fetched(name: HubName, parts: tuple[str, ...]) -> Path:
 def cached(name: HubName) -> Path | None:
     """Where an earlier run put the files, or None."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name.repository, revision=name.revision, local_files_only=True))
-    except (OSError, ValueError):  # not there, or no name that could be
+    except LocalEntryNotFoundError as error:
+        if not (path := getattr(error, "snapshot_path", "")):
+            return None
+        folder = Path(path)  # the repository has more files than were asked for
+    except (OSError, ValueError):  # no name that could be
         return None
     return folder / name.file if (folder / name.file).exists() else None
 
