@@ -135,13 +135,17 @@ def _memory(preset: Preset) -> Iterator[Finding]:
 
 def _fit(need: float, slots: int) -> Finding:
     subject = f"{slots} slot{'s' if slots > 1 else ''}"
-    if not torch.cuda.is_available():
+    if (size := _gpu_bytes()) is None:
         return Finding(LACK, subject, f"{need / memory.GB:.1f} GB; there is no GPU here to compare with")
-    free = torch.cuda.get_device_properties(0).total_memory - CUDA_BYTES
+    free = size - CUDA_BYTES
     text = f"{need / memory.GB:.1f} GB of {free / memory.GB:.1f} GB"
     if need <= free:
         return Finding(OK, subject, f"{text}: it fits")
     return Finding(BAD if slots == 1 else LACK, subject, f"{text}: {(need - free) / memory.GB:.1f} GB too much")
+
+
+def _gpu_bytes() -> int | None:
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 # The weights
