@@ -72,6 +72,8 @@ class Plan(Generic[Model]):
             for each in (name, *ties.get(name, ())):
                 _put(owners, each, tensor)
             read(stored.nbytes)
+        empty = [name for name, each in (*model.named_parameters(), *model.named_buffers()) if each.is_meta]
+        assert not empty, f"{self.source} was known to fill everything, but not {empty}"
         return model.eval().requires_grad_(False)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoint import FLOAT32_NAMES, UMT5_XXL
-from pipeline.kv_cache import KVCache
 from pipeline.presets import LATER_FRAMES, Preset
 from pipeline.tiny.vae import TinyVAE
 from pipeline.transformer import TimeTerms, Transformer, rope_angles
@@ -59,11 +58,11 @@ def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2)) -> Needs:
         text = _text_bytes(preset)
         vae = _vae_needs(preset.vae, preset.latent_shape, preset.height, preset.width, preset.image == "channels")
         weights = _bytes(model.parameters()) + vae.weights + text
-        cache = _cache(preset, context)
         prompt = model.embed_text(torch.empty(1, 1, preset.transformer.text_dim))
         kept = _bytes(_tensors(prompt)) + vae.kept
         denoising = {count: _denoising(preset, model, count) for count in slots}
-    return Needs(count, weights, text, _bytes((cache.k, cache.v)), kept, vae.decoding, denoising)
+        cache = _cache_bytes(preset, context)
+    return Needs(count, weights, text, cache, kept, vae.decoding, denoising)
 
 
 def describe(presets: Iterable[Preset], context: int) -> str:
@@ -143,11 +142,11 @@ def _text_bytes(preset: Preset) -> int:
     return 2 * (sizes["vocab_size"] * width + sizes["num_layers"] * layer + width)
 
 
-def _cache(preset: Preset, context: int) -> KVCache:
-    """One slot's."""
-    config, dtype = preset.transformer, torch.float32 if preset.vae == "tiny" else torch.bfloat16
-    window, tokens = preset.window or context, math.prod(preset.token_grid)
-    return KVCache(config.layers, 1, window, preset.sink, tokens, config.heads, config.head_width, dtype, META)
+def _cache_bytes(preset: Preset, context: int) -> int:
+    """One slot's keys and values."""
+    config, itemsize = preset.transformer, 4 if preset.vae == "tiny" else 2
+    tokens = (preset.window or context) * math.prod(preset.token_grid)
+    return 2 * config.layers * tokens * config.dim * itemsize
 
 
 class _Blind:
