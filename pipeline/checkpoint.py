@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline import layouts
 from pipeline.layouts import CONFIG, PICKLE_FOLDERS, TRANSFORMER_FOLDERS, Layout, find_parts
 from pipeline.lora import is_lora, with_lora
-from pipeline.tensors import INDEX, Stored, scan, shards
+from pipeline.tensors import INDEX, Reader, Stored, scan, shards
 from pipeline.text_encoder import UMT5Encoder, load_tokenizer
 from pipeline.transformer import Transformer, TransformerConfig
 from pipeline.vae import WanVAE, WanVAEConfig
@@ -65,10 +65,11 @@ class Plan(Generic[Model]):
         """The model, ready for inference; `read(count)` is told of every `count` bytes that have been read."""
         with torch.device("meta"):
             model = self.make()
+        reader = Reader()
         ties, owners = _ties(model), dict(model.named_modules(remove_duplicate=False))
         for name, stored in self.tensors.items():
             wanted = torch.float32 if self.wide is not None and self.wide.search(name) else dtype
-            tensor = _placed(stored, wanted, torch.device(device))
+            tensor = _placed(stored, wanted, torch.device(device), reader)
             for each in (name, *ties.get(name, ())):
                 _put(owners, each, tensor)
             read(stored.nbytes)
@@ -408,10 +409,10 @@ def _renamed(stored: Mapping[str, Stored], rename: layouts.Rename, source: Path)
     return renamed
 
 
-def _placed(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _placed(stored: Stored, dtype: torch.dtype, device: torch.device, reader: Reader) -> Tensor:
     """A tensor of our own: what was read may be a view of the file."""
     tensor = torch.empty(stored.shape, dtype=dtype, device=device)
-    return tensor.copy_(stored.read(device))
+    return tensor.copy_(stored.read(device, reader))
 
 
 def _put(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layouts import transformer_name
-from pipeline.tensors import Stored
+from pipeline.tensors import Reader, Stored
 
 PREFIXES = ("base_model.model.", "base_model.", "diffusion_model.", "transformer.")
 FLAT_PREFIX = "lora_unet_"  # such files write underscores for the dots of a module's name
@@ -95,7 +95,7 @@ def _bare(module: str) -> str:
 def _pair(half: _Halves, source: Path) -> Pair:
     rank = half.down.shape[0]
     if half.alpha is not None:
-        return Pair(half.down, half.up, float(half.alpha.read(torch.device("cpu"))) / rank)
+        return Pair(half.down, half.up, float(half.alpha.read(torch.device("cpu"), Reader())) / rank)
     return Pair(half.down, half.up, _told_scale(source.parent / "adapter_config.json", rank))
 
 
@@ -123,6 +123,6 @@ def _merged(base: Stored, pair: Pair) -> Stored:
     return replace(base, read=partial(_merge, base, pair))
 
 
-def _merge(base: Stored, pair: Pair, device: torch.device) -> Tensor:
-    weight, up, down = (part.read(device).to(device, torch.float32) for part in (base, pair.up, pair.down))
+def _merge(base: Stored, pair: Pair, device: torch.device, reader: Reader) -> Tensor:
+    weight, up, down = (part.read(device, reader).to(device, torch.float32) for part in (base, pair.up, pair.down))
     return torch.addmm(weight, up, down, alpha=pair.scale)

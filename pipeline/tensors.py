@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+MAPPED_BYTES = 64_000_000
 INDEX = ".safetensors.index.json"
 TRAINED_PARTS = ("generator_ema", "generator", "generator_lora")  # of a training run's .pt, the better one first
 _DTYPES = {
@@ -36,14 +37,14 @@ _DTYPES = {
 class Stored:
     """A tensor's header, and how to get at the tensor itself.
 
-    read(device) gives it in the dtype of the file, on whichever device costs least; it may be a view of the file, so
-    copy what is kept. `file` is for messages.
+    read(device, reader) gives it in the dtype of the file, on whichever device costs least; it may be a view of the
+    file, so copy what is kept. `file` is for messages.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
     file: Path
-    read: Callable[[torch.device], Tensor]
+    read: "Callable[[torch.device, Reader], Tensor]"
 
     @property
     def numel(self) -> int:
@@ -57,6 +58,28 @@ class Stored:
     def floats(self) -> bool:
         """Whether the numbers can be used as they are: 8-bit weights mean nothing without their scales."""
         return isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point and self.dtype.itemsize > 1
+
+
+class Reader:
+    """Opens files for one loading, and lets go of them whenever MAPPED_BYTES have been read.
+
+    Opening costs milliseconds where a file has a thousand tensors, and what is read of an open file stays mapped.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, safe_open] = {}
+        self._count = 0
+
+    def tensor(self, file: Path, name: str) -> Tensor:
+        """A tensor of a .safetensors file."""
+        if file not in self._opened:
+            self._opened[file] = safe_open(file, "pt")
+        tensor = self._opened[file].get_tensor(name)
+        self._count += tensor.nbytes
+        if self._count > MAPPED_BYTES:
+            self._opened.clear()
+            self._count = 0
+        return tensor
 
 
 def scan(files: Iterable[Path]) -> dict[str, Stored]:
@@ -88,10 +111,8 @@ def _header(file: Path, name: str, part) -> Stored:
     return Stored(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), file, partial(_read_safetensors, file, name))
 
 
-def _read_safetensors(file: Path, name: str, device: torch.device) -> Tensor:
-    # Opened for each tensor: the mapping goes with it, so no more than this tensor's pages are held.
-    with safe_open(file, "pt") as opened:
-        return opened.get_tensor(name)
+def _read_safetensors(file: Path, name: str, device: torch.device, reader: Reader) -> Tensor:
+    return reader.tensor(file, name)
 
 
 def _scan_pickle(file: Path) -> dict[str, Stored]:
@@ -114,7 +135,7 @@ def _unpickled(file: Path) -> object:
         raise ValueError(f"{file} is no file of tensors: {error}") from error
 
 
-def _itself(tensor: Tensor, device: torch.device) -> Tensor:
+def _itself(tensor: Tensor, device: torch.device, reader: Reader) -> Tensor:
     return tensor
 
 

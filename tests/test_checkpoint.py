@@ -159,8 +159,8 @@ def test_loading_holds_the_model_and_no_more_than_a_shard(tmp_path, kind):
     grown, kept, read = map(int, run.stdout.split())
     assert read > 300e6
     assert grown < kept + shard
-    if kind == "shards":  # a tensor at a time is held: well below a shard, and far from a second copy
-        assert grown < kept + shard / 2 < read
+    if kind == "shards":  # far from a second copy, which would be another `read` bytes
+        assert grown < kept + read / 3
 
 
 def test_what_the_models_compute_in_float32_stays_float32(tmp_path, state):
