@@ -67,14 +67,15 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._opened: dict[Path, safe_open] = {}
+        self._opened: dict[Path, safe_open | Mapping[str, Tensor]] = {}
         self._count = 0
 
     def tensor(self, file: Path, name: str) -> Tensor:
-        """A tensor of a .safetensors file."""
+        """The tensor of that name, mapped from the file and in its dtype, on the CPU."""
         if file not in self._opened:
-            self._opened[file] = safe_open(file, "pt")
-        tensor = self._opened[file].get_tensor(name)
+            self._opened[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _unpickled(file)
+        opened = self._opened[file]
+        tensor = opened[name] if isinstance(opened, Mapping) else opened.get_tensor(name)
         self._count += tensor.nbytes
         if self._count > MAPPED_BYTES:
             self._opened.clear()
@@ -108,25 +109,35 @@ def _scan_safetensors(file: Path) -> dict[str, Stored]:
 
 def _header(file: Path, name: str, part) -> Stored:
     dtype = part.get_dtype()
-    return Stored(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), file, partial(_read_safetensors, file, name))
+    return Stored(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), file, partial(_read, file, name))
 
 
-def _read_safetensors(file: Path, name: str, device: torch.device, reader: Reader) -> Tensor:
+def _read(file: Path, name: str, device: torch.device, reader: Reader) -> Tensor:
     return reader.tensor(file, name)
 
 
 def _scan_pickle(file: Path) -> dict[str, Stored]:
-    content = _unpickled(file)
+    mapped = zipfile.is_zipfile(file)  # torch's files of before 1.6 are none: what is read of them is kept
+
+    def read(name: str, tensor: Tensor) -> Callable[[torch.device, Reader], Tensor]:
+        return partial(_read, file, name) if mapped else partial(_itself, tensor)
+
+    return {name: Stored(tuple(t.shape), t.dtype, file, read(name, t)) for name, t in _unpickled(file).items()}
+
+
+def _unpickled(file: Path) -> Mapping[str, Tensor]:
+    """The tensors of a .pt or .pth, mapped rather than read where the file allows it."""
+    content = _content(file)
     for part in TRAINED_PARTS:
         if isinstance(content, Mapping) and isinstance(content.get(part), Mapping):
             content = content[part]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError(f"{file} holds no tensors of a model, nor {' or '.join(TRAINED_PARTS)}")
-    return {name: Stored(tuple(t.shape), t.dtype, file, partial(_itself, t)) for name, t in content.items()}
+    return content
 
 
-def _unpickled(file: Path) -> object:
+def _content(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -12,6 +12,7 @@ from torch import nn
 
 from kernels.linear import quantize_rows
 from pipeline import checkpoint, layouts, tensors
+from pipeline.tensors import MAPPED_BYTES
 from pipeline.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +104,7 @@ def test_no_tensor_is_read_before_all_are_known_to_fit(tmp_path, state, monkeypa
 
     broken = {name: tensor for name, tensor in state.items() if name != "head.modulation"}
     save_file(broken, tmp_path / "model.safetensors")
-    monkeypatch.setattr(tensors, "_read_safetensors", read)
+    monkeypatch.setattr(tensors, "_read", read)
     with pytest.raises(ValueError, match=r"missing: head\.modulation$"):
         load(tmp_path)
 
@@ -129,7 +130,7 @@ def test_a_model_with_fp8_linears_takes_the_same_files(tmp_path, state):
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 import torch
 from pipeline import checkpoint
@@ -137,30 +138,38 @@ from pipeline.transformer import TransformerConfig
 
 config = TransformerConfig(dim=1024, ffn_dim=4096, heads=8, layers=4, in_channels=16, text_dim=64)
 plan = checkpoint.plan_transformer(Path(sys.argv[1]), config)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # not ru_maxrss, which a process inherits from the one that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+before = peak()
 model = plan.load(torch.bfloat16, "cpu")
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+grown = peak() - before
 print(grown, sum(each.nbytes for each in model.state_dict().values()), plan.nbytes)
 """
 
 
 @pytest.mark.parametrize("kind", ["shards", "pickle"])
-def test_loading_holds_the_model_and_no_more_than_a_shard(tmp_path, kind):
+def test_loading_holds_the_model_and_little_more_whatever_the_files_size(tmp_path, kind):
     config = TransformerConfig(dim=1024, ffn_dim=4096, heads=8, layers=4, in_channels=16, text_dim=64)
-    full = {name: tensor.detach() for name, tensor in Transformer(config).state_dict().items()}
+    with torch.device("meta"):
+        full = {name: torch.ones(each.shape, device="cpu") for name, each in Transformer(config).state_dict().items()}
     if kind == "pickle":
         torch.save({"generator_ema": full}, tmp_path / "model.pt")
     else:
         for number in range(4):
             part = {name: full[name] for name in sorted(full)[number::4]}
             save_file(part, tmp_path / f"model-0000{number + 1}-of-00004.safetensors")
-    shard = max(file.stat().st_size for file in tmp_path.iterdir())
     run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
     grown, kept, read = map(int, run.stdout.split())
     assert read > 300e6
-    assert grown < kept + shard
-    if kind == "shards":  # far from a second copy, which would be another `read` bytes
-        assert grown < kept + read / 3
+    assert kept < grown + 50e6, "the measure itself: at least the model must be seen"
+    assert grown < kept + MAPPED_BYTES + 40e6 < kept + read / 2
+
+
+def test_a_file_of_an_older_torch_loads_too(tmp_path, state):
+    torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    assert same(load(tmp_path), state)
 
 
 def test_what_the_models_compute_in_float32_stays_float32(tmp_path, state):

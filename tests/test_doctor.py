@@ -34,7 +34,7 @@ def written(tmp_path, monkeypatch):
     def read(*_):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(tensors, "_read_safetensors", read)
+    monkeypatch.setattr(tensors, "_read", read)
     monkeypatch.setattr(tensors, "_itself", read)
     monkeypatch.setattr(doctor, "plan_vae", partial(plan_vae, config=public_checkpoint.VAE))
     monkeypatch.setattr(doctor, "plan_text_encoder", partial(plan_text_encoder, sizes=public_checkpoint.UMT5))
