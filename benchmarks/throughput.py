@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", default="1,2", help="numbers of live sessions, such as 1,2 (the default)")
     parser.add_argument("--chunks", type=int, default=10, help="steps to time (default: 10)")
     parser.add_argument("--schedule", default="auto")
-    parser.add_argument("--context", type=int, default=21, help="latent frames kept by a preset without a window")
+    parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--device", default="auto")
     machine.add_output(parser)
     return parser

@@ -671,12 +671,14 @@ def build(
     context: int | None = None,
     image: str | Path | None = None,
     prompt_change: str | None = None,
+    parts: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
-    `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights` a folder in a public layout,
-    "random" for speed work, or None for the weights that come with the tiny preset. `context` is for presets without a
-    window, see pipeline.context. Raises ValueError, with what would be right, for a name that does not exist.
+    `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
+    pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. Raises ValueError, with
+    what would be right, for a name that does not exist.
     """
     found = find_preset(preset)
     place = choose_device(device)
@@ -684,12 +686,12 @@ def build(
     picture = read_file(image) if image is not None else None
     if picture is not None:
         read_image(picture, found.height, found.width)
-    parts = load_parts(found, weights, place)
+    loaded = load_parts(found, weights, place, parts, lora)
 
     def engine(schedule: str, context: int) -> Engine:
         return Engine(
             found,
-            parts,
+            loaded,
             slots=slots,
             device=place,
             schedule=schedule,
@@ -699,7 +701,7 @@ def build(
         )
 
     largest = "turns" if schedule == "turns" else "batch"
-    dtype = parts.transformer.dtype
+    dtype = loaded.transformer.dtype
     frames = choose_context(found, context, slots, place, dtype, lambda frames: _rehearse(engine(largest, frames)))
     return engine(schedule, frames)
 

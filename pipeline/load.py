@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from tqdm import tqdm
 
-from pipeline import checkpoint
+from pipeline.checkpoint import Checkpoint, plan_checkpoint
+from pipeline.huggingface import OTHER_PARTS, TRANSFORMER, resolve
 from pipeline.presets import Preset
 from pipeline.sampler import noise
-from pipeline.text_encoder import EncodedPrompt, PromptCache
+from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_tokenizer
 from pipeline.tiny.load import load_tiny, make_tiny
 from pipeline.transformer import Transformer
 from pipeline.vae import StreamingDecoder, StreamingEncoder, WanVAE
@@ -36,32 +38,72 @@ class Parts(NamedTuple):
     text: PromptCache
 
 
-def load_parts(preset: Preset, weights: str | Path | None, device: torch.device) -> Parts:
+def load_parts(
+    preset: Preset,
+    weights: str | Path | None,
+    device: torch.device,
+    parts: str | Path | None = None,
+    lora: str | Path | None = None,
+) -> Parts:
     """The parts of `preset` on `device`: Wan transformers in bfloat16 on a GPU, everything else in float32.
 
-    `weights` is a folder in a public layout (see pipeline.checkpoint), "random", or None for those that come with the
-    tiny preset. Raises ValueError, with what would be right, when there are none.
+    `weights` is a checkpoint in a public layout (docs/checkpoints.md): a folder, a file, or a name on the hub;
+    "random"; or None for those that come with the tiny preset. `parts` is where the VAE, the text encoder and the
+    tokenizer come from if not from beside the transformer, `lora` a file that is merged into it. Raises ValueError,
+    with what would be right, when there are none or they do not fit, before any of them is read.
     """
+    for option, value in (("--parts", parts), ("--lora", lora)):
+        if value is not None and (weights in (None, RANDOM) or preset.vae == "tiny"):
+            raise ValueError(f"{option} goes with --weights that are a public checkpoint")
     if weights is None:
         return _own_weights(preset, device)
     if str(weights) == RANDOM:
         return _random_parts(preset, device)
-    folder = Path(weights)
-    if not folder.exists():
-        raise ValueError(f"there is no {folder}: --weights takes the folder of a checkpoint, or 'random'")
     if preset.vae == "tiny":
-        return _tiny_parts(load_tiny(device, folder))
-    transformer = checkpoint.load_transformer(folder, preset.transformer, _dtype(device), device)
-    vae = checkpoint.load_vae(folder, torch.float32, device)
-    text = checkpoint.load_text_encoder(folder, _dtype(device), device)
-    return Parts(transformer, vae, PromptCache(text))
+        return _tiny_parts(load_tiny(device, _tiny_folder(Path(weights))))
+    return load_wan(plan_wan(preset, weights, parts, lora), device)
+
+
+def plan_wan(
+    preset: Preset, weights: str | Path, parts: str | Path | None = None, lora: str | Path | None = None, **sizes
+) -> Checkpoint:
+    """Where everything of a public checkpoint lies, known to fit; files of the hub are fetched first.
+
+    `sizes` are the `vae` and `text` of `plan_checkpoint` where they are not the published ones. Raises as it does.
+    """
+    beside = OTHER_PARTS if parts is None else ()
+    return plan_checkpoint(
+        resolve(weights, (TRANSFORMER, *beside)),
+        preset.transformer,
+        parts=None if parts is None else resolve(parts, OTHER_PARTS),
+        lora=None if lora is None else resolve(lora, (TRANSFORMER,)),
+        whose=f"the preset {preset.name}",
+        **sizes,
+    )
+
+
+def load_wan(plan: Checkpoint, device: torch.device) -> Parts:
+    """Read what was planned, with a progress bar on stderr if that is a terminal."""
+    tokenizer = load_tokenizer(plan.tokenizer)
+    scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+    with tqdm(total=plan.nbytes, desc="loading weights", disable=None, **scale) as bar:
+        transformer = plan.transformer.load(_dtype(device), device, bar.update)
+        vae = plan.vae.load(torch.float32, device, bar.update)
+        text = plan.text.load(_dtype(device), device, bar.update)
+    return Parts(transformer, vae, PromptCache(UMT5Encoder(text, tokenizer)))
+
+
+def _tiny_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: with the tiny preset --weights takes what `train tiny` wrote")
+    return folder
 
 
 def _own_weights(preset: Preset, device: torch.device) -> Parts:
     if preset.vae != "tiny":
         raise ValueError(
-            f"the preset {preset.name} has no weights of its own: give --weights DIR, a checkpoint's folder, "
-            f"or --weights {RANDOM} to try its speed"
+            f"the preset {preset.name} has no weights of its own: give --weights a checkpoint's folder, file or name "
+            f"on the hub, or --weights {RANDOM} to try its speed"
         )
     return _tiny_parts(load_tiny(device))
 

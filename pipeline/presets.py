@@ -208,6 +208,12 @@ PRESETS = {
         _LINGBOT_V2,
         replace(
             _LINGBOT_V2,
+            name="lingbot-world-v2-14b-chunk4",
+            summary="the same 14B in chunks of four latent frames: fewer, longer chunks",
+            chunk=4,
+        ),
+        replace(
+            _LINGBOT_V2,
             name="lingbot-world-v2-1.3b",
             summary="LingBot-World v2 1.3B: the small one, in chunks of four latent frames",
             transformer=_wan_1_3b("cam", image=True),

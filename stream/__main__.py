@@ -1,4 +1,4 @@
-"""The command line: chunkcast serve, generate, train and presets.
+"""The command line: chunkcast serve, generate, train, presets and doctor.
 
 What a user can mend is said in one sentence on stderr, with exit code 2. Torch is imported only where a
 subcommand needs it, and for `serve` only in the engine's own process.
@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from pipeline.chunk import SessionSpec, check_keys
+from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
@@ -62,12 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
     commands.add_parser("presets", help="list the models").set_defaults(run=_presets)
+    _add_doctor(commands.add_parser("doctor", help="say what is there, what is missing and what fits"))
     return parser
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="tiny", help="the model; `chunkcast presets` lists them (default: tiny)")
-    parser.add_argument("--weights", metavar="DIR", help="a folder with public weights, or `random` for speed work")
+    _add_weights_options(parser)
     parser.add_argument("--image", metavar="FILE", help="a picture to begin with, for presets that take one")
     parser.add_argument(
         "--context",
@@ -76,6 +78,16 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="latent frames remembered by a model without a window (default: what the GPU's memory holds; 21 on a CPU)",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+
+
+def _add_weights_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", metavar="PLACE", help="a folder, a file or org/name[@revision] on the hub; `random` for speed work"
+    )
+    parser.add_argument(
+        "--parts", metavar="PLACE", help="where VAE, text encoder and tokenizer are, if not beside the transformer"
+    )
+    parser.add_argument("--lora", metavar="PLACE", help="a LoRA to merge into the transformer")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +165,12 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_profile)
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="also say whether this model fits (`chunkcast presets` lists them)")
+    _add_weights_options(parser)
+    parser.set_defaults(run=_doctor)
+
+
 # serve
 
 
@@ -210,7 +228,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
-    names = ("preset", "weights", "device", "slots", "schedule", "image", "context")
+    names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context")
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -302,13 +320,20 @@ def _check_serve(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
+    _check_weights(options)
     if options.context is not None and options.context < 1:
         raise UserError(f"--context is {options.context}; it must be at least 1, and room for the sink and a chunk")
-    folder, image = options.weights, options.image
-    if folder not in (None, "random") and not Path(folder).is_dir():
-        raise UserError(f"there is no folder {folder}; --weights takes the folder of a public checkpoint")
+    image = options.image
     if image is not None and not Path(image).is_file():
         raise UserError(f"there is no file {image}; --image takes a picture")
+
+
+def _check_weights(options: argparse.Namespace) -> None:
+    """What can be seen before anything is loaded. Raises ValueError."""
+    for name in ("weights", "parts", "lora"):
+        place = getattr(options, name)
+        if place is not None and not (name == "weights" and place == "random"):
+            check_place(place, f"--{name}")
 
 
 @contextlib.contextmanager
@@ -364,7 +389,7 @@ def _say_ready(address: str, world: Any, media: Media) -> None:
         print(world.limit, flush=True)
 
 
-# generate, train, presets
+# generate, train, presets, doctor
 
 
 def parse_keys(script: str) -> tuple[frozenset[str], ...]:
@@ -437,11 +462,23 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
+    from pipeline.engine import GLOBAL_CONTEXT
+    from pipeline.memory import describe
     from pipeline.presets import PRESETS
 
-    for name, preset in PRESETS.items():
-        print(f"{name:24} {preset.width}x{preset.height} at {preset.fps} frames/s. {preset.summary}")
+    print(describe(PRESETS.values(), GLOBAL_CONTEXT))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    _check_weights(options)
+
+    from pipeline.doctor import examine
+    from stream.codec import missing_encoders
+
+    report = examine(options.preset, options.weights, options.parts, options.lora, missing_encoders())
+    print(report)
+    return 0 if report.fine else 1
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ RISE_SECONDS = 6
 CALM_BURST_SECONDS, UNEVEN_BURST_SECONDS = 0.5, 0.2
 """How much of the link's time a key frame may take."""
 
+_ENCODERS = {"VP8": "libvpx", "H264": "libx264"}
 _X264 = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "level": "31", "sc_threshold": "0"}
 _VPX = {
     "deadline": "realtime",
@@ -44,6 +45,19 @@ _VPX = {
 def bitrate_for(width: int, height: int, fps: int) -> int:
     """Bits a second that show a picture of this size well."""
     return round(BITS_PER_PIXEL * width * height * fps)
+
+
+def missing_encoders() -> dict[str, str | None]:
+    """Each codec that a browser can be served in, with None where it can be encoded and else the reason why not."""
+    return {codec: _missing(name) for codec, name in _ENCODERS.items()}
+
+
+def _missing(name: str) -> str | None:
+    try:
+        av.Codec(name, "w")
+    except ValueError:  # UnknownCodecError is one
+        return f"this build of FFmpeg (PyAV {av.__version__}) has no {name}"
+    return None
 
 
 class LiveEncoder(Encoder):
@@ -122,7 +136,7 @@ class LiveEncoder(Encoder):
             self._recent += (8 * size * self._fps - self._recent) / self._fps
 
     def _open(self, width: int, height: int, bitrate: int) -> av.VideoCodecContext:
-        context = av.CodecContext.create("libx264" if self._h264 else "libvpx", "w")
+        context = av.CodecContext.create(_ENCODERS["H264" if self._h264 else "VP8"], "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.gop_size, context.thread_count = NEVER, 1
         context.framerate, context.time_base = Fraction(self._fps), Fraction(1, self._fps)

@@ -20,7 +20,12 @@ FORBIDDEN = {
 KERNELS_LIVE_ON = {"torch", "flash_attn", "triton", "kernels"}
 READS_AND_WRITES_FILES = {"pipeline/generate.py"}
 JOINTS = {"stream/__main__.py", "stream/worker.py"}
-DISTRIBUTIONS = {"PIL": "pillow", "prometheus_client": "prometheus-client", "flash_attn": "flash-attn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "prometheus_client": "prometheus-client",
+    "flash_attn": "flash-attn",
+    "huggingface_hub": "huggingface-hub",
+}
 COMES_WITH = {"starlette": "fastapi", "aioice": "aiortc", "triton": "torch"}
 
 

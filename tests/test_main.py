@@ -156,7 +156,13 @@ def test_a_port_in_use_is_told_at_once(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve", "--weights", "/nowhere"], "there is no folder /nowhere"),
+        (
+            ["serve", "--weights", "/nowhere"],
+            "there is no /nowhere; --weights takes a folder, a file",
+        ),
+        (["serve", "--parts", "/nowhere"], "there is no /nowhere; --parts takes a folder, a file"),
+        (["generate", "--prompt", "a", "-o", "a.mp4", "--lora", "/no.pt"], "there is no /no.pt; --lora takes"),
+        (["generate", "--prompt", "a", "-o", "a.mp4", "--parts", "."], "--parts goes with --weights that are a public"),
         (["serve", "--host", "no such host"], "no address of this machine"),
         (["serve", "--host", "203.0.113.1"], "no address of this machine"),
         (["serve", "--port", "70000"], "from 0 to 65535"),
@@ -258,3 +264,5 @@ def test_the_engine_is_built_with_what_the_command_line_says():
     assert engine_options(options) == expected
     options = _parser().parse_args(["generate", "--prompt", "a", "--context", "30", "-o", "a.mp4"])
     assert engine_options(options)["context"] == 30
+    more = ["generate", "--prompt", "a", "-o", "a.mp4", "--parts", "org/wan", "--lora", "b.pt"]
+    assert {"parts": "org/wan", "lora": "b.pt"}.items() <= engine_options(_parser().parse_args(more)).items()
