@@ -33,6 +33,7 @@ from pipeline.tiny import load as tiny
 
 CUDA_BYTES = 0.5e9
 """What CUDA itself takes of a GPU's memory, besides what is counted."""
+LONGEST_REASON = 400
 PACKAGES = ("torch", "transformers", "av", "aiortc")
 OK, LACK, BAD = "ok", "--", "NO"
 
@@ -218,7 +219,12 @@ def _part(part: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(OK, _NAMES[part], look())
     except ValueError as error:
-        return Finding(BAD, _NAMES[part], str(error))
+        return Finding(BAD, _NAMES[part], _short(str(error)))
+
+
+def _short(text: str) -> str:
+    """Weights of another model miss hundreds of tensors; loading them names all."""
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ... ({len(text)} characters in all)"
 
 
 def _fitting_presets(weights: Path, lora: Path | None) -> Finding:
@@ -234,7 +240,7 @@ def _fitting_presets(weights: Path, lora: Path | None) -> Finding:
             reason = str(error)
     if fitting:
         return Finding(OK, "transformer", f"its tensors are those of {', '.join(fitting)}")
-    return Finding(BAD, "transformer", f"it is that of no preset; the last one tried: {reason}")
+    return Finding(BAD, "transformer", f"it is that of no preset; the last one tried: {_short(reason)}")
 
 
 def _described(plan: Plan) -> str:
