@@ -13,10 +13,10 @@ FEW, MANY = 0.02, 0.10
 """Below FEW lost packets in a report the rate rises, above MANY it falls; in between it stays."""
 
 GROWTH = 1.08
-MOST_ABOVE = 1.3
+MOST_ABOVE = 1.15
 """So much of its estimate a calm link may be sent."""
 
-CALM_REPORTS, MOST_REPORTS = 5, 40
+CALM_REPORTS, MOST_REPORTS = 5, 80
 """So many reports in a row without losses make a link calm: more after each time that more was too much."""
 
 
@@ -62,7 +62,7 @@ class Rate:
         Chromium reports a packet as lost only when it did not come in the end, and counts what was sent again
         in its estimate: on a link that is full of those it reports no loss and a rising estimate.
         """
-        self.hear_loss(2 * MANY)
+        self.hear_loss(5 * MANY)
 
     def _hear_good(self) -> None:
         self._good_reports += 1
