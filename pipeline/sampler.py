@@ -26,6 +26,7 @@ class Step(NamedTuple):
     renoise_sigma: float
 
 
+CHUNK_NOISE, PLACE = 0, 1  # purposes of a session's random streams
 CONTEXT = Step(0.0, 0.0, 0.0)  # the pass over the clean chunk that writes its keys and values
 
 
@@ -78,11 +79,23 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
 def noise(seed: int, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 noise on the CPU, a function of its arguments alone.
 
-    So a session can be replayed, rewound and moved. numpy's Philox, because torch's CPU generator keeps only 32 bits of
-    a seed and its normals differ in the last bits between processors. Raises ValueError for a negative number.
+    So a session can be replayed, rewound and moved. Raises ValueError for a number that is not from 0 to 2^64 - 1.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, chunk, step))))
+    generator = stream(seed, CHUNK_NOISE, chunk, step)
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def stream(seed: int, purpose: int, chunk: int = 0, step: int = 0) -> np.random.Generator:
+    """A generator of its own for each set of arguments, all from 0 to 2^64 - 1.
+
+    numpy's Philox, because torch's CPU generator keeps only 32 bits of a seed and its normals differ in the last bits
+    between processors. Seed and purpose are its key, chunk and step the upper words of its counter: no two streams meet
+    before one has given 2^128 numbers. (A SeedSequence of the four would mix up large seeds and late chunks.)
+    """
+    if min(seed, purpose, chunk, step) < 0:
+        raise ValueError(f"seed, purpose, chunk and step count from 0: {seed}, {purpose}, {chunk}, {step}")
+    key, counter = (np.array(words, np.uint64) for words in ((seed, purpose), (0, 0, step, chunk)))
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def denoise_chunk(

@@ -13,9 +13,7 @@ from torch import Tensor
 from pipeline import camera
 from pipeline.camera import FOLD, FRAMES_PER_LATENT, Pose
 from pipeline.presets import Preset
-
-START_STREAM = 2**32
-"""Keeps the draw of the starting place apart from the noise of the chunks, which count from 0."""
+from pipeline.sampler import PLACE, stream
 
 
 class Walked(NamedTuple):
@@ -71,6 +69,6 @@ def starting_pose(preset: Preset, seed: int) -> Pose:
     """The origin, looking along +z; on a world map a place and a direction that the seed draws."""
     if preset.transformer.world_map is None:
         return Pose()
-    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, START_STREAM))))
+    draw = stream(seed, PLACE)
     x, z = draw.uniform(0, preset.transformer.world_map.period, 2)
     return Pose(float(x), float(z), float(draw.uniform(0, 2 * np.pi)), 0.0)

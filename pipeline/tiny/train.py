@@ -165,7 +165,7 @@ def train_vae(vae: TinyVAE, plan: Plan, folder: Path, device: torch.device, stop
         maker = ClipMaker(1 + trainee.steps, device, plan.coarseness)
         pool = _as_bytes(_many(maker, plan.vae_pool, 2, plan.made_at_once))
         order = torch.Generator().manual_seed(trainee.steps)
-        while progress.share < 1 and not stop.asked:
+        while (progress.share < 1 or not trainee.steps) and not stop.asked:
             chosen = torch.randint(len(pool), (plan.vae_batch,), generator=order).to(device)
             loss = _vae_loss(vae, pool[chosen].float() / 127.5 - 1)
             trainee.update(loss, progress.share, plan.warmup)
@@ -350,7 +350,7 @@ def train_transformer(
     maker = ClipMaker(2 + trainee.steps, device, plan.coarseness)
     pool = Pool.empty(plan.pool, plan.chunks, preset, device)
     batches = _batches(pool, plan, world.vae, maker, trainee.steps)
-    while progress.share < 1 and not stop.asked:
+    while (progress.share < 1 or not trainee.steps) and not stop.asked:
         own_history = progress.share > 0.25 and progress.steps % 3 == 0
         loss = objective.loss(*next(batches), own_history)
         trainee.update(loss, progress.share, plan.warmup)
