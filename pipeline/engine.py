@@ -178,7 +178,7 @@ class Engine:
         chunk that it has not made.
         """
         slot = self._live(session)
-        data = self.snapshot(session).rewound(chunk, self._frames_until(chunk))
+        data = self.snapshot(session).rewound(chunk, self.preset.frames_until(chunk))
         with torch.inference_mode():
             self._slots.renew(slot, lambda index: self._revive(index, data, windows))
 
@@ -401,7 +401,7 @@ class Engine:
                 self._recall(slot, data)
                 self._restore_cache(slot, data, windows)
                 self._restore_decoder(slot)
-        slot.chunk, slot.frame = data.chunk, self._frames_until(data.chunk)
+        slot.chunk, slot.frame = data.chunk, self.preset.frames_until(data.chunk)
         slot.held, slot.waiting = data.held, data.waiting
         return slot
 
@@ -469,10 +469,6 @@ class Engine:
     def _kept_chunks(self) -> int:
         needed = max(self._sight.span + 1, self._decoder_chunks)
         return max(needed + 1, HISTORY_BYTES // (4 * math.prod(self.preset.latent_shape)))
-
-    def _frames_until(self, chunk: int) -> int:
-        """Video frames in the first `chunk` chunks."""
-        return self.preset.first_chunk_frames + (chunk - 1) * self.preset.chunk_frames if chunk else 0
 
     def _stacked(self, latents: Sequence[Tensor]) -> np.ndarray:
         return torch.stack(latents).cpu().numpy() if latents else np.empty((0, *self.preset.latent_shape), np.float32)

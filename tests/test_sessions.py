@@ -1,20 +1,13 @@
 """Sessions as plain data in the real engine at small width: snapshot, resume, rewind, fork, a new prompt's rebuild."""
 
-import dataclasses
 import pickle
 
 import numpy as np
 import pytest
-import torch
-from test_engine import CONFIG, PRESET, Text, small_engine, spec
+from test_engine import small_engine, spec
 
-from pipeline.chunk import Control, Ended, Session, WorldFull
+from pipeline.chunk import Control, Ended
 from pipeline.engine import Engine
-from pipeline.load import Parts
-from pipeline.presets import Preset
-from pipeline.text_encoder import PromptCache
-from pipeline.transformer import Transformer
-from pipeline.vae import WanVAE, WanVAEConfig
 
 CONTROLS = {
     0: Control(1, frozenset("w")),
