@@ -427,7 +427,8 @@ class Engine:
         history.events = list(data.events)
 
     def _restore_cache(self, slot: Slot, data: Session, windows: int | None) -> None:
-        depth = self._sight.span * (self.preset.transformer.layers if windows is None else windows)
+        # A layer's keys come from what the layer before saw, so each layer but the first looks a window further back.
+        depth = self._sight.span * (self.preset.transformer.layers - 1 if windows is None else windows)
         settles = self._decode_stream is not None
         plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, settles)
         texts = _Texts(self, data)

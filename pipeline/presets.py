@@ -199,6 +199,7 @@ _TINY = Preset(
     first_frames=4,
     field_of_view=75.0,
     pitch_limit=14.0,
+    prompt_change="swap",  # as quick within a chunk, and the old scene does not linger: benchmarks.prompt_change
 )
 
 PRESETS = {
