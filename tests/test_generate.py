@@ -59,7 +59,6 @@ def test_two_runs_show_what_one_shows_wherever_they_are_cut(video, tmp_path, cut
     generate(small_engine(), spec(), cut, tmp_path / "a.mp4", cues=earlier, save=saved)
     session = Session.load(saved)
     assert session.frame == cut == len(video)
-    # Frame 29's chunk holds frame 30: in one run its keys hold from the chunk's beginning, so they are given again.
     generate(small_engine(), session, 50 - cut, tmp_path / "a.mp4", cues=cues_from(cut))
     assert len(video) == 50 and all(map(np.array_equal, video, whole))
 

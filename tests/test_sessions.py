@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from test_engine import CONFIG, PRESET, Text, Vae, spec
 
-from pipeline import engine as engine_module
+from pipeline import revival
 from pipeline.chunk import Control, Ended, Session, WorldFull
 from pipeline.engine import Engine
 from pipeline.load import Parts
@@ -220,11 +220,11 @@ def test_what_waits_for_the_next_chunk_is_kept():
 
 
 def test_the_latents_kept_of_a_session_are_bounded(monkeypatch):
-    monkeypatch.setattr(engine_module, "HISTORY_BYTES", 0)
+    monkeypatch.setattr(revival, "HISTORY_BYTES", 0)
     engine = opened(prompt_change="swap")
     run(engine, "a", range(12))
     data = engine.snapshot("a")
-    assert len(data.latents) == engine._kept_chunks() == 3 and len(data.first) == 1
+    assert len(data.latents) == engine._revival.kept_chunks == 3 and len(data.first) == 1
     engine.rewind("a", 3)  # beyond them: it is made once more
     run(engine, "a", range(3, CHUNKS))
     assert np.array_equal(engine.snapshot("a").latents, whole(prompt_change="swap").latents[-3:])
