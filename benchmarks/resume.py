@@ -35,14 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     engine.step()
     expected = engine.snapshot("walk").latents[-1]
     engine.close("walk")
-    results = {
-        ("all" if windows is None else str(windows)): _resume(engine, data, windows, expected) for windows in WINDOWS
-    }
+    results = {_name(windows): _resume(engine, data, windows, expected) for windows in WINDOWS}
     for windows, facts in results.items():
         print(f"{windows:>4} windows before: {facts['seconds']:.2f} s, next chunk off by {facts['distance']:.1e}")
     facts = {"benchmark": "resume", "preset": "tiny", "chunks": options.chunks, "file_bytes": size, "results": results}
     print(json.dumps(facts))
     return 0
+
+
+def _name(windows: int | None) -> str:
+    return "all" if windows is None else str(windows)
 
 
 def _through_a_file(data: Session) -> tuple[Session, int]:

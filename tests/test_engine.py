@@ -381,6 +381,7 @@ def test_a_model_of_pictures_asks_for_one_and_a_model_of_prompts_refuses_one():
         ({"preset": "huge"}, "no preset 'huge'; there are tiny"),
         ({"slots": 0}, "at least 1"),
         ({"schedule": "random"}, "auto, batch, turns, parallel"),
+        ({"prompt_change": "forget"}, "no prompt change 'forget'; it is rebuild or swap"),
         ({"device": "tpu"}, "auto, cpu or cuda"),
         ({"preset": "lingbot-world-fast"}, "--weights"),
         ({"weights": "no/such/folder"}, "no/such/folder"),

@@ -131,6 +131,13 @@ def test_a_session_parked_while_its_past_is_written_anew_resumes_bit_for_bit(at)
     assert same(second.snapshot("a"), slow.snapshot("a"))
 
 
+@pytest.mark.parametrize("seconds, chunks", [(0.1, 12), (0.4, 1), (0.49, 1), (2.0, 1)])
+def test_as_much_of_the_past_is_written_anew_before_a_chunk_as_the_frame_rate_leaves_time_for(seconds, chunks):
+    engine = small_engine(slots=1)
+    engine.world = engine._describe([seconds])
+    assert engine.preset.chunk_seconds == 0.5 and engine._rewrites_a_chunk([seconds]) == chunks
+
+
 def test_in_parallel_too_a_resumed_session_has_the_same_bits():
     second = small_engine(schedule="parallel")
     first = opened(schedule="parallel")
