@@ -1,9 +1,10 @@
 """The bits of the latents of fixed small sessions: `python -m benchmarks.fingerprint`.
 
 A change that claims the same result must leave these as they are. Each case is a model at small size, one watched
-session with fixed seed, prompts and keys; its fingerprint is the sha256 of its clean latents. It is made several ways
-that must agree to the last bit: in a fresh engine, after prewarm(), with the prompt cache warm, beside a stranger in
-turns, on a CPU in parallel, and resumed from a session file halfway.
+session with fixed seed, prompts and keys; its fingerprint is the sha256 of its clean latents. Under each schedule that
+gives a slot the bits that it has alone, it is made several ways that must agree to the last bit: alone, beside a
+stranger, with the prompt cache warm, after prewarm(), and resumed from a session file halfway. (After prewarm() with a
+new prompt heard by cross-attention alone: how much of the past is written anew at once is measured there.)
 
 Bits depend on the processor, so they are compared with those recorded for the same machine and torch in
 results/fingerprints.json; --record writes them. Exit status: 0 all agree, 1 they do not, 2 nothing is recorded here.
@@ -57,11 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
     found, differing = {}, []
     for name, make in cases(device).items():
-        prints = {way: take(make) for way, take in ways(device).items()}
-        found[name] = prints["fresh"]
-        for way, bits in prints.items():
-            print(f"{name:12} {way:28} {bits[:16]} {'' if bits == found[name] else 'DIFFERS'}", flush=True)
-        differing += [f"{name} {way}" for way, bits in prints.items() if bits != found[name]]
+        for group, takes in ways(device).items():
+            prints = {way: take(make) for way, take in takes.items()}
+            found[f"{name}, {group}"] = first = prints["alone"]
+            for way, bits in prints.items():
+                print(f"{name:10} {group:16} {way:18} {bits[:16]} {'' if bits == first else 'DIFFERS'}", flush=True)
+            differing += [f"{name}, {group}, {way}" for way, bits in prints.items() if bits != first]
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     where = machine_key(device)
     if options.record:
@@ -102,18 +104,24 @@ def fresh_text(parts: Parts) -> PromptCache:
 Way = Callable[[Callable[..., Engine]], str]
 
 
-def ways(device: torch.device) -> dict[str, Way]:
-    """Ways to make the watched session, each from a maker of engines to a fingerprint."""
-    found: dict[str, Way] = {
-        "fresh": lambda make: watched(make(schedule="turns")),
-        "after prewarm": lambda make: watched(_warm(make(schedule="turns"))),
-        "prompt cache warm": lambda make: [watched(engine := make(schedule="turns")), watched(engine)][1],
-        "beside a stranger, in turns": lambda make: watched(make(schedule="turns"), stranger=True),
-        "resumed halfway": resumed,
+def ways(device: torch.device) -> dict[str, dict[str, Way]]:
+    """By what must agree: ways to make the watched session, each from a maker of engines to a fingerprint."""
+    schedules = ("turns",) if device.type == "cuda" else ("turns", "parallel")
+    found = {schedule: _ways(schedule) for schedule in schedules}
+    found["turns, swapped"] = {
+        "alone": lambda make: watched(make(schedule="turns", prompt_change="swap")),
+        "after prewarm": lambda make: watched(_warm(make(schedule="turns", prompt_change="swap"))),
     }
-    if device.type == "cpu":
-        found["beside a stranger, parallel"] = lambda make: watched(make(schedule="parallel"), stranger=True)
     return found
+
+
+def _ways(schedule: str) -> dict[str, Way]:
+    return {
+        "alone": lambda make: watched(make(schedule=schedule)),
+        "beside a stranger": lambda make: watched(make(schedule=schedule), stranger=True),
+        "prompt cache warm": lambda make: [watched(engine := make(schedule=schedule)), watched(engine)][1],
+        "resumed halfway": lambda make: resumed(make, schedule),
+    }
 
 
 def watched(engine: Engine, stranger: bool = False) -> str:
@@ -129,9 +137,9 @@ def watched(engine: Engine, stranger: bool = False) -> str:
     return bits
 
 
-def resumed(make: Callable[..., Engine]) -> str:
+def resumed(make: Callable[..., Engine], schedule: str) -> str:
     """The same with a session file and another engine between chunk HALFWAY and the next."""
-    first, second = make(schedule="turns"), make(schedule="turns")
+    first, second = make(schedule=schedule), make(schedule=schedule)
     first.open(SessionSpec("watched", "a meadow by day", 7))
     for chunk in range(HALFWAY):
         _walk(first, chunk)

@@ -7,12 +7,15 @@ wait for the GPU within a step. Frames are taken by a thread of their own, as in
 """
 
 import argparse
+import json
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +23,14 @@ import torch
 from benchmarks import machine
 from kernels.attention import attention
 from pipeline.chunk import Ended, SessionSpec
+from pipeline.digest import render
 from pipeline.engine import Engine, build
 from pipeline.presets import Preset
+from pipeline.profiling import profile_engine
 
 PROMPT = "a meadow by day"
 REPEATS = 10
+DIGEST_CHUNKS = 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         runs[count] = run = measure(engine, count, options.chunks)
         run["share_of_ceilings"] = round(count * floor_seconds(engine, ceilings) / run["seconds_a_chunk"], 3)
         print(f"{count} live: {run}", flush=True)
+        if options.digest:
+            write_digest(engine, count, machine.RESULTS / f"{options.digest}-{count}")
     result = {"preset": options.preset, "schedule": world.schedule, "ceilings": ceilings, "live": runs}
     machine.finish({"benchmark": "throughput", **machine.facts(), **result}, options.save)
     return 0
@@ -110,6 +118,15 @@ class CountedSyncs(warnings.catch_warnings):
         super().__exit__(*exception)
 
 
+def write_digest(engine: Engine, count: int, name: Path) -> None:
+    """Where the time of a step goes, as text and JSON; the trace itself is too large to keep."""
+    with tempfile.TemporaryDirectory() as folder:
+        facts = profile_engine(engine, count, DIGEST_CHUNKS, Path(folder) / "trace.json")
+    facts |= {"preset": engine.preset.name, "sessions": count, "schedule": engine.schedule, **machine.facts()}
+    name.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    name.with_suffix(".txt").write_text(render(facts))
+
+
 # The machine's own limits
 
 
@@ -174,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedule", default="auto")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--digest", metavar="NAME", help="also trace a few steps and keep what the trace says")
     machine.add_output(parser)
     return parser
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,25 +22,22 @@ from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpe
 from pipeline.conditioning import ImageConditioning, read_file, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
-from pipeline.history import Conditions, History, Made, Sight, Stale, by_chunk, plan_rebuild, stale_after
+from pipeline.history import Conditions, History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
 from pipeline.pending import Frames, PendingChunk
 from pipeline.presets import PROMPT_CHANGES, Preset, find_preset
+from pipeline.revival import CONTEXT_PASS, Revival
 from pipeline.sampler import CONTEXT, denoise_chunk, noise
 from pipeline.slots import Slot, Slots
 from pipeline.steering import Steering, Walked
 from pipeline.stopwatch import Stopwatch
 from pipeline.transformer import CameraTerms, TextTerms
 
-CONTEXT_PASS = -1
-"""The index of the clean timestep among the time embeddings, which hold it last."""
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
-HISTORY_BYTES = 64 * 2**20
-"""Clean latents kept of a session; never less than a rebuild of its cache and its decoder takes."""
 CROWDED = 0.7
 """The share of a chunk's playing time from which on a machine has little rest."""
 
@@ -94,6 +90,7 @@ class Engine:
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
+        self._revival = Revival(self)
         # At most so many chunks of a past are written anew before each chunk for a new prompt, None for all at once.
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
         self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
@@ -134,24 +131,7 @@ class Engine:
         `chunks` bounds the latents that go along to the newest so many, or what a resume needs if that is more.
         Raises ValueError when the session is not live or has latents that are not finite.
         """
-        slot = self._live(session)
-        first, newest = slot.history.latents()
-        if chunks is not None:
-            newest = newest[-max(chunks, slot.chunk - self._oldest_needed(slot.chunk)) :]
-        data = Session(
-            preset=self.preset.name,
-            spec=slot.spec,
-            chunk=slot.chunk,
-            frame=slot.frame,
-            events=tuple(slot.history.events),
-            first=self._stacked(first),
-            latents=self._stacked(newest),
-            held=slot.held,
-            waiting=slot.waiting,
-        )
-        if not np.isfinite(data.latents).all():
-            raise ValueError(f"session {session} has broken down (its latents are not finite); it cannot be kept")
-        return data
+        return self._revival.snapshot(self._live(session), chunks)
 
     def resume(self, data: Session, name: str | None = None, windows: int | None = None) -> None:
         """Give a session from plain data a slot, under `name` or its own; its next chunk is the one that was next.
@@ -160,10 +140,10 @@ class Engine:
         before them, None for all that matter; where fewer are kept than it sees, every chunk is made once more.
         Raises WorldFull when no slot is free, ValueError when the data are not of this preset or the name is taken.
         """
-        self._check_session(data)
+        self._revival.check(data)
         spec = replace(data.spec, session=name or data.spec.session)
         with torch.inference_mode():
-            self._slots.admit(spec, lambda index: self._revive(index, replace(data, spec=spec), windows))
+            self._slots.admit(spec, lambda index: self._revival.revive(index, replace(data, spec=spec), windows))
 
     def rewind(self, session: str, chunk: int, windows: int | None = None) -> None:
         """Take a live session back to where it had made `chunk` chunks; `windows` as in resume().
@@ -172,9 +152,9 @@ class Engine:
         chunk that it has not made.
         """
         slot = self._live(session)
-        data = self.snapshot(session).rewound(chunk, self._frames_until(chunk))
+        data = self.snapshot(session).rewound(chunk, self.preset.frames_until(chunk))
         with torch.inference_mode():
-            self._slots.renew(slot, lambda index: self._revive(index, data, windows))
+            self._slots.renew(slot, lambda index: self._revival.revive(index, data, windows))
 
     # The loop
 
@@ -407,106 +387,11 @@ class Engine:
         camera = self._camera([(slot.steering, slot.history.made(chunk).walked)])
         return Batch(memory, text, camera, None if slot.image is None else slot.image.of(chunk)[None])
 
-    def _revive(self, index: int, data: Session, windows: int | None) -> Slot:
-        slot = self._make_slot(index, data.spec)
-        with self._cores.kept_to() if self.schedule == "parallel" else contextlib.nullcontext():
-            if data.oldest > self._oldest_needed(data.chunk):
-                self._replay(slot, data)
-            else:
-                self._recall(slot, data)
-                self._restore_cache(slot, data, windows)
-                self._restore_decoder(slot)
-        slot.chunk, slot.frame = data.chunk, self._frames_until(data.chunk)
-        slot.held, slot.waiting = data.held, data.waiting
-        return slot
-
-    def _replay(self, slot: Slot, data: Session) -> None:
-        """Make all chunks once more, and show none."""
-        for chunk, event in by_chunk(data.events, data.chunk):
-            control = Control(keys=event.keys, prompt=event.prompt if event.chunk == chunk else None)
-            self._obey(slot, control, event.rewrites)
-            (made,) = self._make_chunks([slot])
-            if isinstance(made, Ended):
-                raise ValueError(made.reason)
-
-    def _recall(self, slot: Slot, data: Session) -> None:
-        """The walk from its beginning, and the latents that are kept."""
-        history = slot.history
-        for chunk, event in by_chunk(data.events, data.chunk):
-            slot.steering.advance(event.keys)
-            if chunk == data.oldest:
-                history.skip(chunk)
-            if chunk >= data.oldest or chunk < len(data.first):
-                latents = data.latents[chunk - data.oldest] if chunk >= data.oldest else data.first[chunk]
-                history.keep(Made(self._to_device(torch.tensor(latents)), slot.steering.walked))
-        history.events = list(data.events)
-
-    def _restore_cache(self, slot: Slot, data: Session, windows: int | None) -> None:
-        depth = self._sight.span * (self.preset.transformer.layers if windows is None else windows)
-        settles = self._decode_stream is not None
-        plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, settles)
-        texts = _Texts(self, data)
-        for one in plan.passes:
-            batch, latents = (
-                self._past(slot, one.chunk, texts.of(one.prompt), one.oldest),
-                slot.history.made(one.chunk).latents[None],
-            )
-            if one.alone:
-                self._pass(batch, latents, [CONTEXT_PASS])
-            else:  # two rows as in step(), for the bits depend on the shape
-                self._pass(joined([batch, batch.silent()]), torch.cat((latents, latents)), [CONTEXT_PASS] * 2)
-        if plan.owed is not None:
-            last = data.chunk - 1
-            batch = self._past(slot, last, texts.of(plan.owed.prompt), plan.owed.oldest)
-            slot.owed = Owed(batch, slot.history.made(last).latents[None])
-        slot.stale = plan.stale
-        self._set_prompt(slot, texts.prompts[-1])
-        self._cache.advance([slot.index], data.chunk * self.preset.chunk)
-
-    def _restore_decoder(self, slot: Slot) -> None:
-        first = max(0, slot.history.count - self._decoder_chunks)
-        with contextlib.ExitStack() as stack:
-            if self._decode_stream is not None:
-                self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
-                stack.enter_context(torch.cuda.stream(self._decode_stream))
-            for chunk in range(first, slot.history.count):
-                self._decoders[slot.index].decode(slot.history.made(chunk).latents)
-
-    @property
-    def _decoder_chunks(self) -> int:
-        """How many chunks a decoder's state comes from; one more, because the first after a reset is cut otherwise."""
-        return math.ceil(self._decoders[0].reach / self.preset.chunk) + 1
-
-    def _oldest_needed(self, chunk: int) -> int:
-        """The first chunk, beside the sink's, whose latents are needed to go on with `chunk`."""
-        return max(0, min(self._sight.oldest(chunk), chunk - self._decoder_chunks))
-
-    def _kept_chunks(self) -> int:
-        needed = max(self._sight.span + 1, self._decoder_chunks)
-        return max(needed + 1, HISTORY_BYTES // (4 * math.prod(self.preset.latent_shape)))
-
-    def _frames_until(self, chunk: int) -> int:
-        """Video frames in the first `chunk` chunks."""
-        return self.preset.first_chunk_frames + (chunk - 1) * self.preset.chunk_frames if chunk else 0
-
-    def _stacked(self, latents: Sequence[Tensor]) -> np.ndarray:
-        return torch.stack(latents).cpu().numpy() if latents else np.empty((0, *self.preset.latent_shape), np.float32)
-
     def _live(self, session: str) -> Slot:
         slot = self._slots.find(session)
         if slot is None:
             raise ValueError(f"there is no live session {session}")
         return slot
-
-    def _check_session(self, data: Session) -> None:
-        if data.preset != self.preset.name:
-            raise ValueError(f"the session is of the preset {data.preset}; this engine runs {self.preset.name}")
-        if data.latents.shape[1:] != self.preset.latent_shape:
-            raise ValueError(
-                f"its chunks are {data.latents.shape[1:]}; those of {data.preset} {self.preset.latent_shape}"
-            )
-        if len(data.first) != min(data.chunk, self._sight.sink_chunks):
-            raise ValueError(f"it has {len(data.first)} first chunks; {self._sight.sink_chunks} are in the sink")
 
     # What a session brings
 
@@ -514,7 +399,7 @@ class Engine:
         self._decoders[index].reset()
         self._cache.reset(index)
         spec = replace(spec, image=spec.image or self._image)
-        history = History(self._sight.sink_chunks, self._kept_chunks())
+        history = History(self._sight.sink_chunks, self._revival.kept_chunks)
         slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script), history)
         self._set_prompt(slot, self._text.merge("", spec.prompt))
         self._set_image(slot, spec.image)
@@ -643,23 +528,6 @@ class Engine:
             schedule=self.schedule,
             limit=_limit(carried, times, preset.chunk_seconds),
         )
-
-
-class _Texts:
-    """A session's prompts, each on top of the one before, embedded as they are asked for: one at a time is large."""
-
-    def __init__(self, engine: Engine, data: Session):
-        self._engine = engine
-        self.prompts = [engine._text.merge("", data.spec.prompt)]
-        for event in data.events:
-            if event.prompt is not None:
-                self.prompts.append(engine._text.merge(self.prompts[-1], event.prompt))
-        self._latest: tuple[int, list[TextTerms]] | None = None
-
-    def of(self, number: int) -> list[TextTerms]:
-        if self._latest is None or self._latest[0] != number:
-            self._latest = number, self._engine._embed_text(self._engine._text.encode(self.prompts[number]).rows)
-        return self._latest[1]
 
 
 def build(

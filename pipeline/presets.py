@@ -85,6 +85,14 @@ class Preset:
     def chunk_frames(self) -> int:
         return LATER_FRAMES * self.chunk
 
+    def frames_until(self, chunk: int) -> int:
+        """Video frames in a stream's first `chunk` chunks."""
+        return self.first_chunk_frames + (chunk - 1) * self.chunk_frames if chunk else 0
+
+    def chunk_of(self, frame: int) -> int:
+        """The chunk that makes a stream's video frame `frame`."""
+        return 0 if frame < self.first_chunk_frames else 1 + (frame - self.first_chunk_frames) // self.chunk_frames
+
     @property
     def chunk_seconds(self) -> float:
         """How long a chunk plays."""
@@ -191,6 +199,7 @@ _TINY = Preset(
     first_frames=4,
     field_of_view=75.0,
     pitch_limit=14.0,
+    prompt_change="swap",  # as quick within a chunk, and the old scene does not linger: benchmarks.prompt_change
 )
 
 PRESETS = {

@@ -14,17 +14,20 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.chunk import SessionSpec, check_keys
+from pipeline.chunk import Session, SessionSpec, check_keys
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
 from stream.webrtc import CODECS, PLAYOUT_DELAY, Media
+
+if TYPE_CHECKING:
+    from pipeline.cues import Cue
 
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
@@ -76,6 +79,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="FRAMES",
         help="latent frames remembered by a model without a window (default: what the GPU's memory holds; 21 on a CPU)",
+    )
+    parser.add_argument(
+        "--prompt-change",
+        choices=["rebuild", "swap"],
+        help="whether a new prompt has the model's memory written anew under it (default: the preset's own choice)",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
@@ -148,8 +156,11 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_engine_options(parser)
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--prompt", help="what to see; needed unless a session is resumed or the script begins with it")
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames, such as w-48,wl-24,none-10")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="prompts and keys by frames (docs/sessions.md)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the session, to be resumed later")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved session; --frames are new ones")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
@@ -228,7 +239,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
-    names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context")
+    names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change")
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -407,23 +418,25 @@ def parse_keys(script: str) -> tuple[frozenset[str], ...]:
 
 def _generate(options: argparse.Namespace) -> int:
     _check_files(options)
-    walk = parse_keys(options.keys)
+    walk, cues = parse_keys(options.keys), _cues(options)
+    start = _resumed(options) if options.resume is not None else _fresh(options, walk, cues)
     frames = options.frames if options.frames is not None else len(walk) or DEFAULT_FRAMES
-    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-    spec = SessionSpec("generate", options.prompt, seed, script=walk)
+    if options.save is not None and not options.save.parent.is_dir():
+        raise UserError(f"there is no folder {options.save.parent} for the session file")
 
     from tqdm import tqdm
 
     from pipeline.engine import build
-    from pipeline.generate import check_output, generate
+    from pipeline.generate import check_output, generate, walking_on
 
     check_output(options.output)
     engine = build(**engine_options(options), slots=1)
-    print(f"seed {seed}")
+    if options.resume is None:
+        print(f"seed {start.seed}")
+    elif walk:
+        start = walking_on(start, engine.preset, walk)
     with tqdm(total=frames, unit=" frames") as bar:
-        written = generate(
-            engine, spec, frames, options.output, lambda chunk: bar.update(min(len(chunk.frames), frames - bar.n))
-        )
+        written = generate(engine, start, frames, options.output, bar.update, cues, options.save)
     print(f"{options.output}: {written} frames")
     return 0 if written == frames else 130
 
@@ -453,6 +466,42 @@ def _profile(options: argparse.Namespace) -> int:
     facts.with_suffix("").with_suffix(".txt").write_text(text)
     print(f"{text}\n{trace}\n{facts}")
     return 0
+
+
+def _cues(options: argparse.Namespace) -> "tuple[Cue, ...]":
+    """The script's, with --prompt for a resumed session as one of its first frame."""
+    from pipeline.cues import Cue, read_cues
+
+    cues = () if options.script is None else read_cues(options.script)
+    if options.keys and any(cue.keys is not None for cue in cues):
+        raise UserError("--keys and keys in --script exclude each other; write all of them into the script")
+    if options.prompt is not None and cues and cues[0].frame == 0 and cues[0].prompt is not None:
+        raise UserError("--prompt and the script's frame 0 both name a prompt; leave one out")
+    if options.prompt is None or options.resume is None:
+        return cues
+    return (Cue(0, None, options.prompt), *cues)
+
+
+def _fresh(options: argparse.Namespace, walk: tuple[frozenset[str], ...], cues: "Sequence[Cue]") -> SessionSpec:
+    prompt = options.prompt
+    if prompt is None and cues and cues[0].frame == 0:
+        prompt = cues[0].prompt
+    if prompt is None:
+        raise UserError("there is no prompt: give --prompt, or a script whose frame 0 names one, or --resume")
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    return SessionSpec("generate", prompt, seed, script=walk)
+
+
+def _resumed(options: argparse.Namespace) -> Session:
+    """The saved session; what it brings itself cannot be given besides."""
+    for name in ("seed", "image"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} cannot be changed in a session that is resumed; leave it out")
+    session = Session.load(options.resume)
+    if options.preset not in ("tiny", session.preset):
+        raise UserError(f"the session is of the preset {session.preset}, not {options.preset}; leave --preset out")
+    options.preset = session.preset
+    return session
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -244,6 +244,100 @@ def test_a_slot_with_broken_latents_ends_and_its_neighbour_keeps_its_bits(monkey
     assert torch.equal(latents.of("watched"), run_alone(monkeypatch))
 
 
+SCHEDULES = ["turns", "parallel", "batch"]
+
+
+def spoil(engine: Engine, monkeypatch, session: str, chunk: int) -> None:
+    """One chunk of one session is made from what is no number."""
+    noise = engine._noise
+
+    def poisoned(slots, step):
+        made = noise(slots, step)
+        made[[row for row, slot in enumerate(slots) if slot.spec.session == session and slot.chunk == chunk]] = (
+            torch.nan
+        )
+        return made
+
+    monkeypatch.setattr(engine, "_noise", poisoned)
+
+
+def beside(monkeypatch, schedule: str, neighbour) -> tuple[torch.Tensor, list[Ended]]:
+    """The watched session's latents beside one that `neighbour(engine, chunk)` steers, and what ended."""
+    engine = small_engine(schedule=schedule)
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched")), engine.open(spec("other", seed=5))
+    ended = []
+    for chunk in range(6):
+        walk(engine, "watched", chunk)
+        neighbour(engine, chunk)
+        ended += [result for result in engine.step() if isinstance(result, Ended)]
+    return latents.of("watched"), ended
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_is_no_number_in_one_slot_leaves_the_others_bits_as_they_were(monkeypatch, schedule):
+    def sick(engine, chunk):
+        if chunk == 0:
+            spoil(engine, monkeypatch, "other", 2)
+
+    def leaves(engine, chunk):
+        if chunk == 3:
+            engine.close("other")
+
+    broken, ended = beside(monkeypatch, schedule, sick)
+    well, _ = beside(monkeypatch, schedule, leaves)
+    assert [end.session for end in ended] == ["other"] and torch.equal(broken, well)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_control_that_cannot_be_obeyed_ends_its_slot_alone(monkeypatch, schedule):
+    def asks_too_much(engine, chunk):
+        if chunk == 3:
+            # Eight rows are taken; the encoder that is wrapped here gives nine.
+            encode = engine._text.encode
+            long = EncodedPrompt(torch.zeros(9, 16), "", ())
+            monkeypatch.setattr(engine._text, "encode", lambda text: long if text == "too long" else encode(text))
+            engine.control("other", Control(1, prompt="too long"))
+
+    def leaves(engine, chunk):
+        if chunk == 3:
+            engine.close("other")
+
+    broken, ended = beside(monkeypatch, schedule, asks_too_much)
+    well, _ = beside(monkeypatch, schedule, leaves)
+    assert "at most 8" in ended[0].reason and torch.equal(broken, well)
+
+
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+def test_the_next_session_in_a_sick_slot_is_as_in_a_fresh_one(monkeypatch, schedule):
+    engine = small_engine(slots=1, schedule=schedule)
+    spoil(engine, monkeypatch, "sick", 2)
+    engine.open(spec("sick", seed=5))
+    for _ in range(2):
+        engine.step()
+    engine.settle()
+    for layer in (engine._cache.k, engine._cache.v):
+        layer[:] = torch.nan  # what a broken chunk may have left anywhere in its rows
+    assert isinstance(engine.step()[0], Ended)
+    latents = Latents(engine, monkeypatch)
+    engine.open(spec("watched"))
+    for chunk in range(8):
+        walk(engine, "watched", chunk)
+        engine.step()
+    assert torch.equal(latents.of("watched"), run_alone(monkeypatch, slots=1, schedule=schedule))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_one_live_slot_of_two_costs_one(monkeypatch, schedule):
+    engine = small_engine(schedule=schedule)
+    rows = []
+    run_pass = engine._pass
+    monkeypatch.setattr(engine, "_pass", lambda batch, x, steps: (rows.append(len(x)), run_pass(batch, x, steps))[1])
+    engine.open(spec("a"))
+    engine.step(), engine.step()
+    assert rows == [1, 1, 2, 1]  # two passes a chunk; the first of a later chunk takes the chunk before along
+
+
 def test_closing_a_session_that_has_gone_is_no_error():
     engine = small_engine()
     engine.close("nobody")
@@ -287,6 +381,7 @@ def test_a_model_of_pictures_asks_for_one_and_a_model_of_prompts_refuses_one():
         ({"preset": "huge"}, "no preset 'huge'; there are tiny"),
         ({"slots": 0}, "at least 1"),
         ({"schedule": "random"}, "auto, batch, turns, parallel"),
+        ({"prompt_change": "forget"}, "no prompt change 'forget'; it is rebuild or swap"),
         ({"device": "tpu"}, "auto, cpu or cuda"),
         ({"preset": "lingbot-world-fast"}, "--weights"),
         ({"weights": "no/such/folder"}, "no/such/folder"),

@@ -99,6 +99,48 @@ def test_a_stream_moves_and_allocates_no_rows():
     assert places == (cache.k.data_ptr(), cache.v.data_ptr())
 
 
+def filled(window, sink, frames):
+    """A cache after `frames` latent frames, one a chunk, and their keys and values."""
+    cache, keys, values = make(window, sink), [], []
+    for _ in range(frames):
+        q, k, v = chunk_of(1)
+        cache.view([0], 1, 1, TOKENS).attend(0, q[None], k[None], v[None])
+        keys.append(k)
+        values.append(v)
+        cache.advance([0], 1)
+    return cache, keys, values
+
+
+@pytest.mark.parametrize("frame, oldest, seen", [(8, 7, [0, 7, 8]), (9, 7, [0, 7, 8, 9]), (7, 7, [0, 7]), (0, 7, [0])])
+def test_a_frame_of_the_past_sees_the_sink_and_what_was_before_it(frame, oldest, seen):
+    torch.manual_seed(0)
+    cache, keys, values = filled(window=5, sink=1, frames=10)
+    q, keys[frame], values[frame] = chunk_of(1)
+    view = cache.past_view(0, frame, 1, oldest, 1, TOKENS)
+    result = view.attend(0, q[None], keys[frame][None], values[frame][None])[0]
+    torch.testing.assert_close(result, naive(q, [keys[i] for i in seen], [values[i] for i in seen]))
+    assert cache.position(0) == 10
+    q, k, v = chunk_of(1)  # and the next chunk sees it as it was written last
+    result = cache.view([0], 1, 1, TOKENS).attend(0, q[None], k[None], v[None])[0]
+    held = [0, 7, 8, 9]
+    torch.testing.assert_close(result, naive(q, [*(keys[i] for i in held), k], [*(values[i] for i in held), v]))
+
+
+def test_the_newest_frames_past_view_is_the_view_it_was_made_with():
+    cache = make(5, 1)
+    cache.advance([0], 9)
+    view = cache.view([0], 2, 1, TOKENS)
+    assert cache.past_view(0, 9, 2, 0, 1, TOKENS).slots == view.slots
+
+
+def test_a_silent_view_writes_nothing():
+    torch.manual_seed(0)
+    cache, *_ = filled(4, 1, 6)
+    before = cache.k.clone()
+    cache.view([0], 1, 1, TOKENS).silent().attend(0, *chunk_of(1)[:, None])
+    assert torch.equal(before, cache.k)
+
+
 def test_slots_at_different_positions_do_not_see_each_other():
     torch.manual_seed(0)
     company, alone = make(4, 1, slots=2), make(4, 1)

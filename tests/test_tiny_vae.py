@@ -55,3 +55,13 @@ def test_the_encoder_gives_normalised_latents_of_each_four_pictures(vae):
 def test_a_video_of_another_length_is_refused(vae):
     with pytest.raises(ValueError, match="multiple of 4"):
         vae.encoder().encode(torch.zeros(3, 5, 64, 96))
+
+
+@torch.inference_mode()
+def test_a_decoder_that_begins_its_reach_before_a_frame_shows_it_bit_for_bit():
+    torch.manual_seed(0)
+    vae = TinyVAE().eval()
+    decoder, late = vae.decoder(), vae.decoder()
+    latents = torch.randn(LATENT_CHANNELS, 8, 2, 2)
+    frames = decoder.decode(latents)
+    assert torch.equal(late.decode(latents[:, -1 - decoder.reach :])[:, -4:], frames[:, -4:])

@@ -136,3 +136,19 @@ def test_a_config_that_does_not_fit_together_is_refused():
         WanVAEConfig(temporal_downsample=(True,))
     with pytest.raises(ValueError, match="mean and std"):
         WanVAEConfig(latent_channels=4)
+
+
+@torch.inference_mode()
+def test_a_decoder_that_begins_its_reach_before_a_frame_shows_it_bit_for_bit():
+    torch.manual_seed(0)
+    config = WanVAEConfig(dim=4, latent_channels=2, residual_blocks=1, mean=(0.0,) * 2, std=(1.0,) * 2)
+    decoder, late, later = (WanVAE(config).eval().decoder() for _ in range(3))
+    late.vae = later.vae = decoder.vae
+    latents = torch.randn(2, decoder.reach + 4, 2, 2)
+    frames = [decoder.decode(latent[:, None]) for latent in latents.unbind(1)]
+    for latent in latents[:, -1 - decoder.reach :].unbind(1):
+        last = late.decode(latent[:, None])
+    assert torch.equal(last, frames[-1])
+    for latent in latents[:, -4:].unbind(1):
+        last = later.decode(latent[:, None])
+    assert not torch.equal(last, frames[-1])
