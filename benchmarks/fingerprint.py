@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     recorded = known.get(where)
     status = 1 if differing or recorded not in (None, found) else 0 if recorded or options.record else 2
     said = {0: "as recorded", 1: "not the same bits", 2: "nothing is recorded for this machine (--record)"}[status]
-    print(
-        json.dumps({"benchmark": "fingerprint", "where": where, "found": found, "differing": differing, "said": said})
-    )
+    result = {"benchmark": "fingerprint", "where": where, "found": found, "differing": differing, "said": said}
+    result["error_in_a_batch"] = {name: batch_error(make) for name, make in cases(device).items()}
+    print(json.dumps(result))
     return status
 
 
@@ -125,16 +125,28 @@ def _ways(schedule: str) -> dict[str, Way]:
 
 
 def watched(engine: Engine, stranger: bool = False) -> str:
-    """The whole session in one go; a stranger joins two chunks later."""
+    """The fingerprint of the whole session in one go."""
+    return fingerprint(latents(engine, stranger))
+
+
+def latents(engine: Engine, stranger: bool) -> np.ndarray:
+    """The clean latents of the whole session; a stranger joins two chunks later."""
     engine.open(SessionSpec("watched", "a meadow by day", 7))
     for chunk in range(CHUNKS):
         if stranger and chunk == 2:
             engine.open(SessionSpec("stranger", "a city of glass", 99))
         engine.control("stranger", Control(chunk, frozenset("sd")))
         _walk(engine, chunk)
-    bits = fingerprint(engine.snapshot("watched"))
-    engine.close("watched")
-    return bits
+    made = engine.snapshot("watched").latents
+    for name in ("watched", "stranger"):
+        engine.close(name)
+    return made
+
+
+def batch_error(make: Callable[..., Engine]) -> float:
+    """How far a session beside a stranger in one batch is from itself alone: relative error of the latents."""
+    alone, beside = (latents(make(schedule="batch"), stranger) for stranger in (False, True))
+    return float(np.linalg.norm(beside - alone) / np.linalg.norm(alone))
 
 
 def resumed(make: Callable[..., Engine], schedule: str) -> str:
@@ -149,13 +161,13 @@ def resumed(make: Callable[..., Engine], schedule: str) -> str:
         second.resume(Session.load(file))
     for chunk in range(HALFWAY, CHUNKS):
         _walk(second, chunk)
-    return fingerprint(second.snapshot("watched"))
+    return fingerprint(second.snapshot("watched").latents)
 
 
-def fingerprint(session: Session) -> str:
+def fingerprint(made: np.ndarray) -> str:
     """sha256 of the clean latents of all CHUNKS chunks, float32."""
-    assert len(session.latents) == CHUNKS, (len(session.latents), CHUNKS)
-    return hashlib.sha256(np.ascontiguousarray(session.latents, np.float32).tobytes()).hexdigest()
+    assert len(made) == CHUNKS, (len(made), CHUNKS)
+    return hashlib.sha256(np.ascontiguousarray(made, np.float32).tobytes()).hexdigest()
 
 
 def machine_key(device: torch.device) -> str:

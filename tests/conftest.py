@@ -1,6 +1,12 @@
 """What the tests share: a clock that they turn."""
 
+import os
+
 import pytest
+
+# As in the engine's process, and before torch is imported: its threads sleep while they wait, or a busy machine
+# makes every small operation many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class FakeClock:

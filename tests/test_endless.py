@@ -228,7 +228,7 @@ def tensors_alive() -> tuple[int, int]:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own lazy objects, when they are looked at
 def test_an_engine_runs_on_past_the_references_last_position_in_the_same_memory(monkeypatch):
-    monkeypatch.setattr("pipeline.engine.HISTORY_BYTES", 0)  # or its bound would not be reached here
+    monkeypatch.setattr("pipeline.revival.HISTORY_BYTES", 0)  # or its bound would not be reached here
     preset = dataclasses.replace(PRESET, steps=PRESET.steps[:1])
     torch.manual_seed(0)
     model = Transformer(preset.transformer).eval().requires_grad_(False)
