@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -19,9 +20,13 @@ def facts() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The short hash of HEAD, "unknown" outside a checkout."""
+    """The short hash of HEAD; outside a checkout what CHUNKCAST_COMMIT says, or "unknown"."""
     head = _git("rev-parse", "--short", "HEAD")
-    return head + "+" * bool(_git("status", "--porcelain", "--untracked-files=no")) if head else "unknown"
+    return (
+        head + "+" * bool(_git("status", "--porcelain", "--untracked-files=no"))
+        if head
+        else os.environ.get("CHUNKCAST_COMMIT", "unknown")
+    )
 
 
 def processor() -> str:
@@ -47,8 +52,6 @@ def finish(result: dict[str, Any], name: str | None) -> None:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 
