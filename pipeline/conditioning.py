@@ -104,7 +104,7 @@ class ImageConditioning:
 
     The reference encodes the picture followed by zero frames to the clip's end. The encoder is causal with a bounded
     memory, so from some latent frame on its output repeats (see pipeline.vae): what comes before that is made here at
-    once, and a chunk is a slice of it. `position` is the next latent frame; set it to resume or rewind.
+    once, and any chunk of the session is a slice of it.
     """
 
     def __init__(self, encoder: StillEncoder, image: Tensor):
@@ -113,16 +113,9 @@ class ImageConditioning:
         mask = torch.zeros_like(latents[:1]).repeat(MASK_CHANNELS, 1, 1, 1)
         mask[:, 0] = 1
         self._channels = torch.cat((mask, latents))
-        self.position = 0
 
-    @property
-    def settled(self) -> bool:
-        """From here on every latent frame is the same."""
-        return self.position >= self._channels.shape[1] - 1
-
-    def chunk(self, frames: int) -> Tensor:
-        """The next `frames` latent frames: (MASK_CHANNELS + C, T, h, w)."""
-        prefix = self._channels[:, self.position : self.position + frames]
-        self.position += frames
-        settled = self._channels[:, -1:].expand(-1, frames - prefix.shape[1], -1, -1)
+    def frames(self, first: int, count: int) -> Tensor:
+        """The `count` latent frames from the stream's latent frame `first`: (MASK_CHANNELS + C, T, h, w)."""
+        prefix = self._channels[:, first : first + count]
+        settled = self._channels[:, -1:].expand(-1, count - prefix.shape[1], -1, -1)
         return torch.cat((prefix, settled), dim=1)

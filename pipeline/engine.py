@@ -22,7 +22,7 @@ from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpe
 from pipeline.conditioning import ImageConditioning, read_file, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
-from pipeline.history import Conditions, History, Made, Sight, Stale, stale_after
+from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
 from pipeline.pending import Frames, PendingChunk
@@ -298,7 +298,7 @@ class Engine:
     def _condition(self, slots: Sequence[Slot]) -> Tensor | None:
         if self.preset.image != "channels":
             return None
-        return torch.stack([slot.image.of(slot.chunk) for slot in slots])
+        return torch.stack([slot.image.frames(slot.chunk * self.preset.chunk, self.preset.chunk) for slot in slots])
 
     def _denoise(self, slots: Sequence[Slot], batch: Batch) -> Tensor:
         """(B, C, T, h, w), clean."""
@@ -385,7 +385,12 @@ class Engine:
         frames = self.preset.chunk
         memory = self._cache.past_view(slot.index, chunk * frames, frames, oldest * frames, *self.preset.token_grid)
         camera = self._camera([(slot.steering, slot.history.made(chunk).walked)])
-        return Batch(memory, text, camera, None if slot.image is None else slot.image.of(chunk)[None])
+        return Batch(
+            memory,
+            text,
+            camera,
+            None if slot.image is None else slot.image.frames(chunk * self.preset.chunk, self.preset.chunk)[None],
+        )
 
     def _live(self, session: str) -> Slot:
         slot = self._slots.find(session)
@@ -425,7 +430,7 @@ class Engine:
         image = read_image(data, self.preset.height, self.preset.width).to(self._device, self._vae.dtype)
         encoder = self._vae.encoder()
         if use == "channels":
-            slot.image = Conditions(ImageConditioning(encoder, image), self.preset.chunk)
+            slot.image = ImageConditioning(encoder, image)
         else:
             slot.first = encoder.encode(image.unsqueeze(1).repeat(1, self.preset.first_frames, 1, 1)).float()
 

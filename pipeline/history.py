@@ -11,7 +11,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.chunk import Control, Event
-from pipeline.conditioning import ImageConditioning
 from pipeline.steering import Walked
 
 
@@ -204,20 +203,3 @@ class History:
     def latents(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of the first chunks, and of the newest ones."""
         return [made.latents for made in self._first], [made.latents for made in self._newest]
-
-
-class Conditions:
-    """The image channels of any chunk of one session: those of its first chunks, and the constant that they end in."""
-
-    def __init__(self, image: ImageConditioning, frames: int):
-        self._image = image
-        self._frames = frames
-        self._chunks: list[Tensor] = []
-        self._constant = False
-
-    def of(self, chunk: int) -> Tensor:
-        """(4 + C, T, h, w)."""
-        while len(self._chunks) <= chunk and not self._constant:
-            self._constant = self._image.settled  # before the chunk, so that all of it is the constant
-            self._chunks.append(self._image.chunk(self._frames))
-        return self._chunks[min(chunk, len(self._chunks) - 1)]

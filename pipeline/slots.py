@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pipeline.batch import Owed
 from pipeline.chunk import Control, SessionSpec, WorldFull
-from pipeline.history import Conditions, History, Stale
+from pipeline.conditioning import ImageConditioning
+from pipeline.history import History, Stale
 from pipeline.steering import Steering
 from pipeline.text_encoder import EncodedPrompt
 from pipeline.transformer import TextTerms
@@ -30,7 +31,7 @@ class Slot:
     prompt: str = ""
     encoded: EncodedPrompt | None = None
     text: list[TextTerms] = field(default_factory=list)
-    image: Conditions | None = None
+    image: ImageConditioning | None = None
     first: Tensor | None = None
     owed: Owed | None = None
     stale: Stale = field(default_factory=Stale)

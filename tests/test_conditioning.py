@@ -221,22 +221,19 @@ def test_chunk_by_chunk_it_is_the_whole_clip_encoded_at_once(vae, frames, chunk)
     clip[:, 0] = image
     whole = vae.encoder().encode(clip)  # (C, 21, h, w) for the reference's 81 frames
     still = ImageConditioning(vae.encoder(), image)
-    chunks = torch.cat([still.chunk(chunk) for _ in range(-(-whole.shape[1] // chunk))], dim=1)
+    chunks = torch.cat([still.frames(first, chunk) for first in range(0, whole.shape[1], chunk)], dim=1)
     mask, latents = chunks[:, : whole.shape[1]].split([MASK_CHANNELS, 16])
     assert (latents - whole).abs().max() < 1e-4
     assert (mask[:, 0] == 1).all() and (mask[:, 1:] == 0).all()
 
 
 @torch.inference_mode()
-def test_a_stream_set_to_any_position_goes_on_from_there(vae):
-    image = torch.rand(3, 32, 48)
-    straight, jumping = ImageConditioning(vae.encoder(), image), ImageConditioning(vae.encoder(), image)
-    chunks = [straight.chunk(3) for _ in range(14)]
-    for number in (13, 9, 0, 4):
-        jumping.position = 3 * number
-        assert torch.equal(jumping.chunk(3), chunks[number])
-    jumping.position = 10**6
-    assert torch.equal(jumping.chunk(3), chunks[13])
+def test_any_chunk_can_be_asked_for_at_any_time(vae):
+    still = ImageConditioning(vae.encoder(), torch.rand(3, 32, 48))
+    whole = still.frames(0, 42)
+    for first in (39, 27, 0, 12):
+        assert torch.equal(still.frames(first, 3), whole[:, first : first + 3])
+    assert torch.equal(still.frames(10**6, 3), whole[:, -1:].expand(-1, 3, -1, -1))
 
 
 @pytest.fixture
@@ -261,7 +258,8 @@ def test_a_session_continues_its_own_picture_past_the_settled_prefix(world):
     assert not np.array_equal(red, blue)
     world.close("blue")
     assert [len(world.step()[0].frames) for _ in range(10)] == [12] * 10
-    assert world._slots.find("red").image.settled
+    settled = world._slots.find("red").image.frames(30, 3)
+    assert torch.equal(settled[:, 0], settled[:, 2])
 
 
 def test_a_picture_that_cannot_be_read_takes_no_place(world):
