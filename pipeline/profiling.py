@@ -35,7 +35,7 @@ def profile_engine(
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             # Slots may run in threads of their own, which a profiler otherwise leaves out.
             threads = torch.profiler._ExperimentalConfig(profile_all_threads=True)
-            with profile(activities=activities, experimental_config=threads) as profiler:
+            with profile(activities=activities, experimental_config=threads, acc_events=True) as profiler:
                 _run(engine, names, chunks, taker, progress)
     finally:
         for name in names:
