@@ -5,6 +5,7 @@ quarter sooner, and wait for each other whenever anything else runs. A slot on i
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,10 @@ class Shares:
 
     def __init__(self, count: int):
         self.threads = max(1, available_cores() // count)
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="share")
+        shares = itertools.cycle(_divided(sorted(os.sched_getaffinity(0)), self.threads, count))
+        # Each thread is bound to its cores: left alone, Linux wakes them all on the core of the one that woke them, and
+        # moves them apart only after a while.
+        self._pool = ThreadPoolExecutor(count, "share", lambda: os.sched_setaffinity(0, next(shares)))
 
     @contextlib.contextmanager
     def kept_to(self) -> Iterator[None]:
@@ -46,3 +50,8 @@ class Shares:
         if len(items) == 1:
             return [function(items[0])]
         return list(self._pool.map(function, items))
+
+
+def _divided(cores: Sequence[int], size: int, count: int) -> list[set[int]]:
+    """At most `count` sets of `size` cores."""
+    return [set(cores[first : first + size]) for first in range(0, len(cores), size)][:count]

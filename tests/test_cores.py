@@ -1,7 +1,9 @@
 """pipeline/cores.py: shares of the cores, and that nothing outside them notices."""
 
+import os
 import threading
 
+import pytest
 import torch
 
 from pipeline.cores import Shares, available_cores
@@ -25,6 +27,21 @@ def test_each_share_has_its_part_of_the_cores_also_when_it_is_alone():
     with shares.kept_to():
         assert shares.map(lambda _: torch.get_num_threads(), [0]) == [expected]
         assert shares.map(lambda _: torch.get_num_threads(), [0, 1]) == [expected] * 2
+
+
+def test_shares_at_work_at_the_same_time_are_on_cores_of_their_own():
+    if available_cores() < 2:
+        pytest.skip("needs two cores")
+    together = threading.Barrier(2, timeout=10)
+
+    def cores(_):
+        together.wait()
+        return os.sched_getaffinity(0)
+
+    shares, before = Shares(2), os.sched_getaffinity(0)
+    one, other = shares.map(cores, [0, 1])
+    assert not one & other and len(one) == len(other) == shares.threads
+    assert os.sched_getaffinity(0) == before
 
 
 def test_more_shares_than_cores_have_one_thread_each():
