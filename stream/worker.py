@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, SessionSpec, World, WorldFull
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, Session, SessionSpec, World, WorldFull
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ PATIENCE_SECONDS = 20.0
 more, is taken for dead. Loading has no limit, for a large model may compile for many minutes."""
 
 LONGEST_PAUSE_SECONDS = 30.0
+RESUME_WINDOWS = 1
+"""How far before its window a session's memory is written again when it comes back: each window costs as much again,
+and all other viewers wait for it."""
 
 
 class Engine(Protocol):
@@ -49,6 +52,9 @@ class Engine(Protocol):
     def open(self, spec: SessionSpec) -> None: ...
     def control(self, session: str, control: Control) -> None: ...
     def close(self, session: str) -> None: ...
+    def snapshot(self, session: str, chunks: int | None = None) -> Session: ...
+    def resume(self, data: Session, name: str | None = None, windows: int | None = None) -> None: ...
+    def rewind(self, session: str, chunk: int, windows: int | None = None) -> None: ...
     def begin(self, sessions: Sequence[str] | None = None) -> list[Pending | Ended]: ...
     def wait(self) -> None: ...
 
@@ -83,13 +89,42 @@ class Close(NamedTuple):
     session: str
 
 
+class Snapshot(NamedTuple):
+    """Give a session as plain data, as it is between two steps; Snapped answers with the same `ticket`.
+
+    `chunks` bounds the latents as in Engine.snapshot. One that replaces another in the outbox answers for both, so
+    tickets rise.
+    """
+
+    session: str
+    ticket: int
+    chunks: int | None = 0
+
+
+class Resume(NamedTuple):
+    """Go on with a session from plain data, under the name `session`; Placed or Refused answers."""
+
+    session: str
+    data: Session
+
+
+class Rewind(NamedTuple):
+    """Take a session back to where it had made `chunk` chunks; Placed or Ended answers.
+
+    Its credit ends at its new first frame. What was steered before is forgotten.
+    """
+
+    session: str
+    chunk: int
+
+
 class Return(NamedTuple):
     """A block of shared memory has been read and may be written again."""
 
     block: int
 
 
-Command = Open | Steer | Grant | Close | Return
+Command = Open | Steer | Grant | Close | Snapshot | Resume | Rewind | Return
 
 
 # Events, from the engine. Chunk and Ended of pipeline.chunk are two more.
@@ -125,6 +160,23 @@ class Refused(NamedTuple):
     reason: str
 
 
+class Snapped(NamedTuple):
+    """A session as plain data, or None and the reason, a sentence."""
+
+    session: str
+    ticket: int
+    data: Session | None
+    reason: str = ""
+
+
+class Placed(NamedTuple):
+    """A session was resumed or rewound: what comes of it from here on begins with `chunk`, at video frame `frame`."""
+
+    session: str
+    chunk: int
+    frame: int
+
+
 class Failed(NamedTuple):
     """The engine cannot be built or broke; the process ends. `ours` is False for a user's mistake."""
 
@@ -140,7 +192,16 @@ class Died(NamedTuple):
     ours: bool = True
 
 
-Event = Progress | Ready | Chunk | Ended | Refused | Died
+Event = Progress | Ready | Chunk | Ended | Refused | Snapped | Placed | Died
+
+
+def first_frame(world: World, chunk: int) -> int:
+    """The session's video frame with which `chunk` begins, both counted from 0."""
+    return world.first_chunk_frames + (chunk - 1) * world.chunk_frames if chunk else 0
+
+
+Word = Ended | Refused | Snapped | Placed
+"""What leaves the engine's process as it is; a chunk's frames go through the shared memory."""
 
 
 class Credit:
@@ -154,9 +215,14 @@ class Credit:
     def __contains__(self, session: str) -> bool:
         return session in self._next
 
-    def open(self, session: str) -> None:
-        """Count a new session from frame 0, without credit."""
-        self._next[session] = self._granted[session] = 0
+    def open(self, session: str, chunk: int = 0) -> None:
+        """Count a session from the first frame of `chunk`, new or once more, without credit."""
+        self._next[session] = self._granted[session] = first_frame(self._world, chunk)
+
+    def place(self, session: str, chunk: int) -> None:
+        """Count on from the first frame of `chunk`, with the credit that there is."""
+        if session in self._next:
+            self._next[session] = first_frame(self._world, chunk)
 
     def close(self, session: str) -> None:
         """Forget a session; an unknown one is no error."""
@@ -203,7 +269,7 @@ class Outbox:
             waits = self._waiting.get(key)
             if isinstance(command, Steer) and isinstance(waits, Steer):
                 command = Steer(command.session, waits.control.then(command.control))
-            if isinstance(command, Close):
+            if isinstance(command, Close | Rewind):  # what came before means nothing to what comes after
                 for kind in (Steer, Grant):
                     self._waiting.pop((kind, command.session), None)
             self._waiting[key] = command
@@ -347,7 +413,8 @@ class _Run:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 if not self._pipe.poll(min(1.0, patience / 2)):
-                    if (silent := self._owed.seconds()) > max(patience, 10 * self._chunk_seconds):
+                    limit = max(patience, 10 * self._chunk_seconds) + 2 * self._chunk_seconds * self._owed.replayed
+                    if (silent := self._owed.seconds()) > limit:
                         self.process.kill()
                         return Failed(f"the engine did not answer for {silent:.0f} seconds", ours=True)
                     continue
@@ -410,6 +477,7 @@ class _Owed:
         self._clock, self._lock = clock, threading.Lock()
         self._credit: Credit | None = None
         self._since = 0.0
+        self._moving: dict[str, int] = {}
 
     def note(self, command: Command) -> None:
         """Count what a command allows; the wait begins when the first session is due."""
@@ -422,8 +490,12 @@ class _Owed:
                     self._credit.open(session)
                 case Grant(session, frame):
                     self._credit.grant(session, frame)
+                case Resume(session, data):
+                    self._move(session, data.chunk)
+                case Rewind(session, chunk) if session in self._credit:
+                    self._move(session, chunk)
                 case Close(session):
-                    self._credit.close(session)
+                    self._forget(session)
             if idle:
                 self._since = self._clock()
 
@@ -437,7 +509,26 @@ class _Owed:
                 case Made(chunk, _, shape) if self._credit:
                     self._credit.made(chunk.session, shape[0])
                 case Ended(session) | Refused(session) if self._credit:
-                    self._credit.close(session)
+                    self._forget(session)
+                case Placed(session, chunk) if self._credit:
+                    self._moving.pop(session, None)
+                    self._credit.place(session, chunk)
+
+    def _move(self, session: str, chunk: int) -> None:
+        assert self._credit is not None, "nothing is counted before the engine is ready"
+        self._credit.open(session, chunk)
+        self._moving[session] = chunk
+
+    def _forget(self, session: str) -> None:
+        assert self._credit is not None, "nothing is counted before the engine is ready"
+        self._credit.close(session)
+        self._moving.pop(session, None)
+
+    @property
+    def replayed(self) -> int:
+        """How many chunks the engine may have to make once more for sessions that it takes back or resumes."""
+        with self._lock:
+            return sum(self._moving.values())
 
     def seconds(self) -> float:
         """How long the engine has been silent with a chunk due; 0 when it owes none."""
@@ -517,9 +608,9 @@ class _Servant:
     ) -> None:
         """`blocks` are those of the shared memory that are free; filled here, and as the server gives them back."""
         self._pipe, self._inbox, self._free, self._engine = pipe, inbox, blocks, engine
-        self._credit = Credit(world)
+        self._world, self._credit = world, Credit(world)
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
-        self._leaving: queue.SimpleQueue[Pending | Ended | Refused] = queue.SimpleQueue()
+        self._leaving: queue.SimpleQueue[Pending | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
         threading.Thread(target=self._ship, name="frames", daemon=True).start()
 
@@ -569,6 +660,12 @@ class _Servant:
             case Close(session):
                 self._engine.close(session)
                 self._credit.close(session)
+            case Snapshot(session, ticket, chunks):
+                self._leaving.put(self._snapshot(session, ticket, chunks))
+            case Resume(session, data):
+                self._resume(session, data)
+            case Rewind(session, chunk) if session in self._credit:
+                self._rewind(session, chunk)
 
     def _open(self, session: str, spec: SessionSpec) -> None:
         try:
@@ -577,6 +674,34 @@ class _Servant:
             self._leaving.put(Refused(session, str(error)))
         else:
             self._credit.open(session)
+
+    def _snapshot(self, session: str, ticket: int, chunks: int | None) -> Snapped:
+        try:
+            return Snapped(session, ticket, self._engine.snapshot(session, chunks))
+        except ValueError as error:
+            return Snapped(session, ticket, None, str(error))
+
+    def _resume(self, session: str, data: Session) -> None:
+        try:
+            self._engine.resume(data, session, RESUME_WINDOWS)
+        except (ValueError, WorldFull) as error:
+            self._leaving.put(Refused(session, str(error)))
+        else:
+            self._place(session, data.chunk)
+
+    def _rewind(self, session: str, chunk: int) -> None:
+        try:
+            self._engine.rewind(session, chunk, RESUME_WINDOWS)
+        except ValueError as error:
+            self._engine.close(session)
+            self._credit.close(session)
+            self._leaving.put(Ended(session, str(error)))
+        else:
+            self._place(session, chunk)
+
+    def _place(self, session: str, chunk: int) -> None:
+        self._credit.open(session, chunk)
+        self._leaving.put(Placed(session, chunk, first_frame(self._world, chunk)))
 
     # The thread of what leaves.
 
@@ -590,8 +715,8 @@ class _Servant:
             _confess(self._pipe, error)
             os._exit(1)
 
-    def _send(self, leaving: Pending | Ended | Refused) -> None:
-        if isinstance(leaving, Ended | Refused):
+    def _send(self, leaving: "Pending | Word") -> None:
+        if isinstance(leaving, Word):
             self._pipe.send(leaving)
             return
         result = leaving.result()
