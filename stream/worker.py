@@ -185,11 +185,15 @@ class Failed(NamedTuple):
 
 
 class Died(NamedTuple):
-    """The engine's process is gone and every session with it; a new one is on its way if `again`."""
+    """The engine's process is gone and every session with it; a new one is on its way if `again`.
+
+    `at_work` are the sessions for which it was doing something: one of them may have been too much for it.
+    """
 
     reason: str
     again: bool
     ours: bool = True
+    at_work: tuple[str, ...] = ()
 
 
 Event = Progress | Ready | Chunk | Ended | Refused | Snapped | Placed | Died
@@ -198,6 +202,43 @@ Event = Progress | Ready | Chunk | Ended | Refused | Snapped | Placed | Died
 def first_frame(world: World, chunk: int) -> int:
     """The session's video frame with which `chunk` begins, both counted from 0."""
     return world.first_chunk_frames + (chunk - 1) * world.chunk_frames if chunk else 0
+
+
+LOGBOOK_BYTES = 4096
+
+
+class Logbook:
+    """Whom the engine works for, at the end of the shared memory, so that it can be read after its death.
+
+    Written by the engine's threads, read by the server.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory, self._start = memory, len(memory) - LOGBOOK_BYTES
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+
+    def begin(self, *sessions: str) -> None:
+        """Work for these sessions begins."""
+        self._count(sessions, 1)
+
+    def end(self, *sessions: str) -> None:
+        """It is done, without harm."""
+        self._count(sessions, -1)
+
+    def _count(self, sessions: Sequence[str], by: int) -> None:
+        with self._lock:
+            for session in sessions:
+                self._open[session] = self._open.get(session, 0) + by
+                if self._open[session] <= 0:
+                    del self._open[session]
+            text = "\n".join(self._open).encode()[: LOGBOOK_BYTES - 1]
+            self._memory[self._start : self._start + len(text) + 1] = text + b"\0"
+
+    def read(self) -> tuple[str, ...]:
+        """The sessions whose work had begun and not ended."""
+        text = self._memory[self._start :].partition(b"\0")[0].decode(errors="replace")
+        return tuple(text.split("\n")) if text else ()
 
 
 Word = Ended | Refused | Snapped | Placed
@@ -374,7 +415,7 @@ class Worker:
         self._been_ready |= run.ready
         reason = failed.reason if failed else f"the engine's process ended {_how(run.process.exitcode)}"
         # What fails before it ever worked would fail again.
-        return Died(reason, again=self._been_ready, ours=failed.ours if failed else True), run.ready
+        return Died(reason, self._been_ready, failed.ours if failed else True, run.at_work), run.ready
 
     def _handle(self, event: Event) -> None:
         if not self._stopping.is_set():
@@ -403,6 +444,11 @@ class _Run:
         """True once the engine has been warm."""
         return self._memory is not None
 
+    @property
+    def at_work(self) -> tuple[str, ...]:
+        """The sessions for which something is being done, or was when the process ended."""
+        return Logbook(self._memory).read() if self._memory else ()
+
     def send(self, command: Command) -> None:
         """Leave a command for this process."""
         self._owed.note(command)
@@ -429,7 +475,7 @@ class _Run:
         if isinstance(event, Ready):
             self._chunk_seconds = max(event.world.chunk_seconds, default=0.0)
             handle = reduction.recv_handle(self._pipe)
-            self._memory, self._block_bytes = mmap.mmap(handle, event.blocks * event.block_bytes), event.block_bytes
+            self._memory, self._block_bytes = _mapped(handle, event), event.block_bytes
             os.close(handle)
         if isinstance(event, Made):
             return self._copied(event)
@@ -536,6 +582,10 @@ class _Owed:
             return self._clock() - self._since if self._credit and self._credit.due() else 0.0
 
 
+def _mapped(handle: int, ready: Ready) -> mmap.mmap:
+    return mmap.mmap(handle, ready.blocks * ready.block_bytes + LOGBOOK_BYTES)
+
+
 def _how(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         with contextlib.suppress(ValueError):
@@ -612,6 +662,7 @@ class _Servant:
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
         self._leaving: queue.SimpleQueue[Pending | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
+        self._logbook = Logbook(self._memory)
         threading.Thread(target=self._ship, name="frames", daemon=True).start()
 
     def _share(self, world: World, blocks: int) -> mmap.mmap:
@@ -619,10 +670,11 @@ class _Servant:
         for block in range(blocks):
             self._free.put(block)
         handle = os.memfd_create("chunkcast-frames")
-        os.ftruncate(handle, blocks * self._block_bytes)
-        self._pipe.send(Ready(world, blocks, self._block_bytes))
+        os.ftruncate(handle, blocks * self._block_bytes + LOGBOOK_BYTES)
+        ready = Ready(world, blocks, self._block_bytes)
+        self._pipe.send(ready)
         reduction.send_handle(self._pipe, handle, os.getppid())
-        memory = mmap.mmap(handle, blocks * self._block_bytes)
+        memory = _mapped(handle, ready)
         os.close(handle)
         return memory
 
@@ -631,6 +683,7 @@ class _Servant:
         while True:
             self._obey_all(wait=not self._credit.due())
             if due := self._credit.due():
+                self._logbook.begin(*due)
                 for begun in self._engine.begin(due):
                     self._count(begun)
                     self._leaving.put(begun)
@@ -651,8 +704,10 @@ class _Servant:
 
     def _obey(self, command: Command) -> None:
         match command:
-            case Open(session, spec):
-                self._open(session, spec)
+            case Open(session) | Resume(session) | Rewind(session):
+                self._logbook.begin(session)
+                self._place_as_told(command)
+                self._logbook.end(session)
             case Steer(session, control) if session in self._credit:
                 self._engine.control(session, control)
             case Grant(session, frame):
@@ -662,6 +717,11 @@ class _Servant:
                 self._credit.close(session)
             case Snapshot(session, ticket, chunks):
                 self._leaving.put(self._snapshot(session, ticket, chunks))
+
+    def _place_as_told(self, command: Open | Resume | Rewind) -> None:
+        match command:
+            case Open(session, spec):
+                self._open(session, spec)
             case Resume(session, data):
                 self._resume(session, data)
             case Rewind(session, chunk) if session in self._credit:
@@ -708,7 +768,9 @@ class _Servant:
     def _ship(self) -> None:
         try:
             while True:
-                self._send(self._leaving.get())
+                self._send(leaving := self._leaving.get())
+                if not isinstance(leaving, Refused | Snapped | Placed):
+                    self._logbook.end(leaving.session)
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
         except Exception as error:  # whatever a device can raise: the server must hear of it in words

@@ -1,5 +1,6 @@
 """stream/worker.py: credit, the order of commands, and the engine's process through its deaths."""
 
+import mmap
 import os
 import queue
 import signal
@@ -12,10 +13,12 @@ import pytest
 
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from stream.worker import (
+    LOGBOOK_BYTES,
     Close,
     Credit,
     Died,
     Grant,
+    Logbook,
     Made,
     Open,
     Outbox,
@@ -383,3 +386,37 @@ def test_what_cannot_be_kept_resumed_or_taken_back_is_said_in_a_sentence(harness
     assert "it can go back to 0 up to 1, not 9" in one.next(Ended).reason
     one.open("c")
     assert one.next(Chunk).session == "c"
+
+
+@pytest.mark.parametrize("prompt", ["explode", "die", "burst"])
+def test_a_death_names_the_session_that_was_at_work_and_no_idle_one(harness, prompt):
+    one = harness()
+    one.next(Ready)
+    one.open("idle", "red")
+    one.next(Chunk)
+    one.open("guilty", prompt)
+    assert one.next(Died).at_work == ("guilty",)
+
+
+def test_a_death_from_outside_while_no_one_is_drawn_for_names_no_one(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    time.sleep(0.1)
+    os.kill(one.worker.pid, signal.SIGKILL)
+    assert one.next(Died).at_work == ()
+
+
+def test_the_logbook_holds_what_has_begun_and_not_ended():
+    memory = mmap.mmap(-1, 100 + LOGBOOK_BYTES)
+    logbook = Logbook(memory)
+    assert logbook.read() == ()
+    logbook.begin("a", "b")
+    logbook.begin("a")
+    logbook.end("a")
+    assert Logbook(memory).read() == ("a", "b")
+    logbook.end("a", "b")
+    assert Logbook(memory).read() == () and memory[:100] == bytes(100)
+    logbook.begin(*(f"session-{number}" for number in range(1000)))
+    assert len(logbook.read()) > 100
