@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 MAX_SESSIONS = 200
 MAX_BYTES = 2 * 2**30
 MAX_SECONDS = 24 * 3600.0
-SWEEP_SECONDS = 60.0
 _OURS = re.compile(r"[0-9a-f]{64}\.session|\.[0-9a-f]{64}\.session\..*")
 
 

@@ -13,9 +13,10 @@ from fastapi.responses import PlainTextResponse
 
 from pipeline.chunk import check_prompt
 from stream import protocol
-from stream.hub import Hub, Viewer
+from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.session import State
+from stream.viewer import Viewer
 from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"

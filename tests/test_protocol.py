@@ -9,7 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream import protocol
-from stream.protocol import MAX_MESSAGE_BYTES, Hello, Keys, Leave, Prompt, ProtocolError, Restart, Shown, parse
+from stream.protocol import (
+    MAX_MESSAGE_BYTES,
+    Hello,
+    Keys,
+    Leave,
+    Park,
+    Pause,
+    Prompt,
+    ProtocolError,
+    Restart,
+    Rewind,
+    Shown,
+    Unpause,
+    parse,
+)
 
 GOOD = [
     Hello(version=1, prompt="a forest", seed=7),
@@ -20,6 +34,11 @@ GOOD = [
     Shown(seq=3, ms=212.5),
     Restart(seq=4),
     Restart(seq=5, seed=0, prompt="a desert"),
+    Hello(version=1, prompt="a forest", token="x" * 32),
+    Rewind(seq=6, chunk=0),
+    Pause(seq=7),
+    Unpause(seq=8),
+    Park(),
     Leave(),
 ]
 
@@ -56,6 +75,8 @@ BAD = [
     ('{"type": "keys", "seq": true, "held": []}', "'seq' is wrong"),
     ('{"type": "keys", "seq": 1, "held": [], "also": 1}', "'also' is wrong"),
     ('{"type": "shown", "seq": 1, "ms": NaN}', "'ms' is wrong"),
+    ('{"type": "hello", "version": 1, "prompt": "a", "token": "../etc"}', "'token' is wrong"),
+    ('{"type": "rewind", "seq": 1, "chunk": -1}', "'chunk' is wrong"),
     ('{"type": "leave", "seq": ' + "9" * 5000 + "}", "not JSON"),
     (" " * (MAX_MESSAGE_BYTES + 1), "characters; at most"),
 ]
