@@ -42,6 +42,8 @@ TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
 HISTORY_BYTES = 64 * 2**20
 """Clean latents kept of a session; never less than a rebuild of its cache and its decoder takes."""
+_MANY_CHUNKS = 2**40
+"""More than any window holds."""
 CROWDED = 0.7
 """The share of a chunk's playing time from which on a machine has little rest."""
 
@@ -642,6 +644,8 @@ class Engine:
             chunk_seconds=tuple(times),
             schedule=self.schedule,
             limit=_limit(carried, times, preset.chunk_seconds),
+            resume_chunks=_MANY_CHUNKS - self._oldest_needed(_MANY_CHUNKS),
+            kept_chunks=self._kept_chunks(),
         )
 
 

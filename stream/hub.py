@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from pipeline.chunk import KEYS, Chunk, Control, Ended, World
@@ -19,7 +20,7 @@ from stream import protocol, worker
 from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced, Pacer
-from stream.session import Bucket, Line, Session, State
+from stream.session import Bucket, Line, Session, State, new_token
 from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,41 @@ class Hub:
         """A viewer who comes back for a session that was parked, or whose session is put here. Raises as enter()."""
         assert token not in self._viewers, "a session that is here is returned to, not resumed"
         return self._join(Session.parked(token, data), hear)
+
+    def resume_copy(self, data: Data) -> Viewer:
+        """A session of its own that goes on from the data of another; it waits for its viewer. Raises as enter()."""
+        session = Session.parked(new_token(), replace(data, spec=replace(data.spec, session="copy")))
+        return self._wait_for_viewer(self._join(session, no_one))
+
+    def begin(self, prompt: str, seed: int | None) -> Viewer:
+        """As enter(), but the session waits for its viewer to come by return_() or to fetch the picture."""
+        return self._wait_for_viewer(self.enter(prompt, seed, no_one))
+
+    def _wait_for_viewer(self, viewer: Viewer) -> Viewer:
+        self._line.lose(viewer.session, self._clock())
+        return viewer
+
+    def poll(self, viewer: Viewer) -> None:
+        """Someone asks for a session that waits for its viewer: it waits on, and is live if there is room now."""
+        if viewer.session.lost_at is not None and viewer.session.state is not State.PARKED:
+            self._line.return_(viewer.session)
+            self._advance()
+            self._line.lose(viewer.session, self._clock())
+
+    def describe_place(self, viewer: Viewer) -> dict[str, int | None]:
+        """The place in line, of how many, and the wait to be expected."""
+        place = self._line.place(viewer.session)
+        return {"place": place, "waiting": len(self._line.waiting), "wait_seconds": self._wait(place)}
+
+    def fetch(self, viewer: Viewer, take: Callable[[Data | None], None]) -> None:
+        """Hand what a session is now to `take`, as soon as the engine has given it; None where it has not begun."""
+        if viewer.session.state is State.LIVE and not viewer.placing:
+            self._snapshot(viewer, chunks=None)
+            viewer.wanted.append(take)
+        elif viewer.session.awaits_data:
+            viewer.wanted.append(take)
+        else:
+            take(viewer.session.data)
 
     def find(self, token: str) -> Viewer | None:
         """The viewer whose secret this is."""
@@ -187,7 +223,7 @@ class Hub:
 
     def took(self, viewer: Viewer, paced: Paced) -> None:
         """A frame leaves for the viewer: the engine may go as much further."""
-        viewer.fetched = self._clock()
+        viewer.fetched = viewer.watched = self._clock()
         viewer.sent_at.append(viewer.fetched)
         self.metrics.frames.inc()
         if paced.run == viewer.session.engine_name and not viewer.placing:
@@ -253,7 +289,7 @@ class Hub:
         session = viewer.session
         if session.state is State.PARKED:
             return  # what it was is on its way
-        if session.lost_at is not None and now - session.lost_at > GRACE_SECONDS:
+        if session.lost_at is not None and now - max(session.lost_at, viewer.watched) > GRACE_SECONDS:
             self.park(viewer, "The connection broke off.")
         elif session.state is State.LIVE:
             self._see_to_live(viewer, now)
@@ -354,6 +390,7 @@ class Hub:
     def _give_up_waiting(self, viewer: Viewer) -> None:
         """No snapshot comes any more; what was kept before must do."""
         session = viewer.session
+        viewer.hand_over()
         if session.awaits_data:
             session.awaits_data = False
             if session.state is State.PARKED:
@@ -402,7 +439,7 @@ class Hub:
         return not any(self._viewers[live.token].on_probation for live in self._line.live)
 
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
-        wait = self._fairness.wait(place, self._live_seconds(), self._stays.mean)
+        wait = self._wait(place)
         reason = viewer.why if viewer.why and self._reason not in (DIED, LOADING) else self._reason
         news = (place, waiting, reason, wait)
         if viewer.told == news:
@@ -413,9 +450,9 @@ class Hub:
             protocol.Queued(place=place, waiting=waiting, reason=reason, wait_seconds=wait, restoring=restoring)
         )
 
-    def _live_seconds(self) -> list[float]:
-        """How long each live session has been so."""
-        return [self._clock() - self._viewers[session.token].live_since for session in self._line.live]
+    def _wait(self, place: int) -> int | None:
+        live = [self._clock() - self._viewers[session.token].live_since for session in self._line.live]
+        return self._fairness.wait(place, live, self._stays.mean)
 
     def _begin(self, viewer: Viewer) -> None:
         """Open the session in the engine, or resume it, with credit for the first chunks so that they wait for the
@@ -468,9 +505,9 @@ class Hub:
         self._runs.pop(name, None)
         self._engine.send(worker.Close(name))
 
-    def _snapshot(self, viewer: Viewer) -> None:
+    def _snapshot(self, viewer: Viewer, chunks: int | None = 0) -> None:
         viewer.ticket, viewer.kept_at, viewer.kept_made = next(self._tickets), self._clock(), viewer.made
-        self._engine.send(worker.Snapshot(viewer.session.engine_name, viewer.ticket))
+        self._engine.send(worker.Snapshot(viewer.session.engine_name, viewer.ticket, chunks))
 
     def _keep(self, snapped: worker.Snapped) -> None:
         """Take what a session was. The newest answer to a session that stopped is its last."""
@@ -480,7 +517,10 @@ class Hub:
         session = viewer.session
         if snapped.data is not None and not viewer.placing:
             session.data = snapped.data
-        if not session.awaits_data or snapped.ticket < viewer.ticket:
+        if snapped.ticket < viewer.ticket:
+            return
+        viewer.hand_over()
+        if not session.awaits_data:
             return
         session.awaits_data = False
         self._runs.pop(snapped.session, None)
@@ -525,6 +565,12 @@ class Hub:
             raise protocol.ProtocolError(
                 f"the world has {viewer.made} chunks; it can go back to 0 up to {viewer.made}, not {message.chunk}",
                 message.seq,
+            )
+        assert self.world is not None, "a live viewer has a world"
+        back, kept = viewer.made - message.chunk, self.world.kept_chunks
+        if kept and back > kept - self.world.resume_chunks:
+            raise protocol.ProtocolError(
+                f"the world remembers {kept - self.world.resume_chunks} chunks; it cannot go back {back}", message.seq
             )
         if not viewer.rewinds.take():
             raise protocol.ProtocolError(

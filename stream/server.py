@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from stream import protocol, whep, worker
+from stream import api, protocol, whep, worker
 from stream.archive import Archive
 from stream.fairness import Fairness
 from stream.hub import Hub
@@ -323,9 +324,11 @@ def create_app(service: Service) -> FastAPI:
         async with service.running():
             yield
 
-    app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
+    router = api.routes(service.hub, service.archive)
+    app.include_router(router)
 
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
@@ -339,7 +342,15 @@ def create_app(service: Service) -> FastAPI:
     async def file(name: str) -> Response:
         return _file(name)
 
+    app.openapi = lambda: _openapi(router)  # type: ignore[method-assign]  # FastAPI's own way to change the document
     return app
+
+
+def _openapi(router: APIRouter) -> dict[str, Any]:
+    """What /openapi.json says: the routes under /api. The others speak protocols of their own."""
+    document = get_openapi(title="chunkcast", version=str(protocol.VERSION), routes=router.routes)
+    document.setdefault("components", {})["securitySchemes"] = api.SECURITY
+    return document
 
 
 def _file(name: str) -> Response:

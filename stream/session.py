@@ -47,6 +47,11 @@ LIFE = {
 """What may happen to a session, and what it is then. All else is our mistake."""
 
 
+def new_token() -> str:
+    """A secret that cannot be guessed: 192 random bits."""
+    return secrets.token_urlsafe(24)
+
+
 @dataclass(eq=False)
 class Session:
     """What a viewer asked for and holds down. `token` is the viewer's secret, `name` may be shown to all.
@@ -59,7 +64,7 @@ class Session:
     prompt: str
     seed: int
     name: str = field(default_factory=lambda: secrets.token_hex(4))
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    token: str = field(default_factory=new_token)
     state: State = State.QUEUED
     slot: int | None = None
     run: int = 0
@@ -81,6 +86,9 @@ class Session:
         """A session that comes from where it was kept."""
         held = data.waiting or data.held
         session = cls(newest_prompt(data), data.spec.seed, token=token, state=State.PARKED, data=data)
+        name, _, run = data.spec.session.partition(".")
+        if run.isdecimal():
+            session.name, session.run = name, int(run)
         session.sequence = max(held.sequence, data.held.sequence)
         return session
 

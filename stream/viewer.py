@@ -50,6 +50,7 @@ class Viewer:
     was asked whether anyone is there. `granted` and `next_frame` are video frames: up to where the engine may go, and
     which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
+    `watched` is when a frame last left; `wanted` are those who asked for what the session is.
     """
 
     session: Session
@@ -77,4 +78,12 @@ class Viewer:
     kept_made: int = -1
     suspected_at: float = float("-inf")
     on_probation: bool = False
+    watched: float = float("-inf")
+    wanted: list[Callable[[Data | None], None]] = field(default_factory=list)
     rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
+
+    def hand_over(self) -> None:
+        """Give what the session was when last kept to all who asked for it."""
+        wanted, self.wanted = self.wanted, []
+        for take in wanted:
+            take(self.session.data)
