@@ -10,7 +10,7 @@ A connection that breaks keeps its slot for 10 s, then the session is parked; `h
 goes on with it: within the 10 s at once, later through the line, for a day. A connection that is closed with code
 1000, or that says `leave`, has left. Nothing here knows of sockets.
 
-`python -m stream.protocol --write` makes web/messages.js, the page's copy, from these models.
+`python -m stream.protocol --write` makes web/messages.js, the page's copy, and docs/protocol.md from these models.
 """
 
 import argparse
@@ -466,6 +466,8 @@ def _required(model: type[Message]) -> list[str]:
 def _js_type(annotation: Any) -> str:
     """The JSDoc type of a field's annotation."""
     origin, arguments = typing.get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _js_type(arguments[0])
     if origin is Literal:
         return json.dumps(arguments[0])
     if origin is tuple:
@@ -476,18 +478,89 @@ def _js_type(annotation: Any) -> str:
     return simple.get(annotation) or annotation.__name__
 
 
+# The document.
+
+DOCUMENT = PAGE_COPY.parent.parent / "docs" / "protocol.md"
+
+_INTRODUCTION = """\
+# The protocol of /ws
+
+Made from stream/protocol.py and stream/session.py by `python -m stream.protocol --write`; change it there.
+
+Text frames with one JSON object each, whose `type` names one of the messages below. Version {version}; at most
+{bytes} characters a message. What is not known is refused, with an `error` that says what would be right; the
+connection stays. `chunkcast watch` (stream/client.py) is the reference for clients.
+
+{talk}
+
+Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
+(`POST /whep?session=TOKEN`, the token of `welcome`), see docs/reaching.md.
+"""
+
+
+def markdown() -> str:
+    """docs/protocol.md as it must be for the models of this file and the life of a session."""
+    talk = (__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0].replace(" Nothing here knows of sockets.", "")
+    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, talk=talk)
+    client = [_section(model, f"\n\n```json\n{model.example}\n```") for model in _CLIENT.values()]
+    server = [_section(model) for model in (*_SERVER.values(), IceServer)]
+    return "\n".join([head, "## From the page\n", *client, "## From the server\n", *server, _life()])
+
+
+def _section(model: type[Message], example: str = "") -> str:
+    """A message in the document: what it means, its fields, an example."""
+    name = model.model_fields["type"].default if "type" in model.model_fields else "an element of `ice_servers`"
+    fields = {name: field for name, field in model.model_fields.items() if name != "type"}
+    rows = [f"| `{each}` | {_json_type(each, field)} |" for each, field in fields.items()]
+    table = "\n\n| field | |\n|---|---|\n" + "\n".join(rows) if rows else ""
+    words = "\n".join(line.strip() for line in (model.__doc__ or "").strip().splitlines())
+    title = f"`{name}`" if "type" in model.model_fields else name
+    return f"### {title}\n{words}{table}{example}\n"
+
+
+def _json_type(name: str, field: Any) -> str:
+    """A field's type, its bounds, and whether it may be left out, in words."""
+    words = _js_type(field.annotation).replace("|null", "").replace("|", " or ")
+    bounds = [
+        f"{sign} {getattr(each, bound)}"
+        for each in (*field.metadata, *_metadata(field.annotation))
+        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "at most"))
+        if getattr(each, bound, None) is not None
+    ]
+    optional = [] if field.is_required() else ["may be absent or null"]
+    return ", ".join([words, *bounds, *optional])
+
+
+def _metadata(annotation: Any) -> list[Any]:
+    """The bounds that are written into an annotation, at any depth."""
+    own = [each for field in getattr(annotation, "__metadata__", ()) for each in getattr(field, "metadata", [field])]
+    return own + [each for inner in get_args(annotation) for each in _metadata(inner)]
+
+
+def _life() -> str:
+    """The table of stream/session.py."""
+    from stream.session import LIFE  # which stands on this module
+
+    rows = [f"| {state.value} | {event} | {step.then.value} | {step.does} |" for (state, event), step in LIFE.items()]
+    head = "## The life of a session\n\n| state | event | then | what happens |\n|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n\nNothing else can happen.\n"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print web/messages.js; with --write put it into its place, with --check exit 1 when it is stale."""
+    """Print web/messages.js. --write puts it and docs/protocol.md into place; --check ends with 1 if one is stale."""
     parser = argparse.ArgumentParser(prog="python -m stream.protocol", description=main.__doc__)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(argv)
+    made = {PAGE_COPY: javascript, DOCUMENT: markdown}
     if options.write:
-        PAGE_COPY.write_text(javascript())
+        for path, make in made.items():
+            path.write_text(make())
     elif options.check:
-        if not PAGE_COPY.exists() or PAGE_COPY.read_text() != javascript():
-            print(f"{PAGE_COPY.name} is stale: run python -m stream.protocol --write", file=sys.stderr)
-            return 1
+        stale = [path.name for path, make in made.items() if not path.exists() or path.read_text() != make()]
+        for name in stale:
+            print(f"{name} is stale: run python -m stream.protocol --write", file=sys.stderr)
+        return 1 if stale else 0
     else:
         print(javascript(), end="")
     return 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from stream.protocol import (
     Unpause,
     parse,
 )
+from stream.session import LIFE
 
 GOOD = [
     Hello(version=1, prompt="a forest", seed=7),
@@ -112,15 +114,26 @@ def test_no_object_raises_anything_but_a_protocol_error(data):
 
 def test_the_page_has_the_messages_of_this_protocol():
     assert protocol.PAGE_COPY.read_text() == protocol.javascript()
+    assert protocol.DOCUMENT.read_text() == protocol.markdown()
     assert protocol.main(["--check"]) == 0
 
 
-def test_a_stale_copy_is_said_to_be_stale(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "PAGE_COPY", tmp_path / "messages.js")
+def test_the_document_tells_every_message_every_field_and_every_step_of_a_life():
+    text = protocol.markdown()
+    for model in (*get_args(protocol.FromClient), *get_args(protocol.FromServer)):
+        section = text.split(f"### `{model.model_fields['type'].default}`\n")[1].split("\n#")[0]
+        assert all(f"| `{name}` |" in section for name in model.model_fields if name != "type"), section
+    assert all(f"| {state.value} | {event} | " in text for state, event in LIFE)
+
+
+@pytest.mark.parametrize("name", ["PAGE_COPY", "DOCUMENT"])
+def test_a_stale_copy_is_said_to_be_stale(tmp_path, monkeypatch, capsys, name):
+    for each in ("PAGE_COPY", "DOCUMENT"):
+        monkeypatch.setattr(protocol, each, tmp_path / each)
+    assert protocol.main(["--write"]) == 0 and protocol.main(["--check"]) == 0
+    (tmp_path / name).write_text("old")
     assert protocol.main(["--check"]) == 1
-    assert "--write" in capsys.readouterr().err
-    assert protocol.main(["--write"]) == 0
-    assert protocol.main(["--check"]) == 0
+    assert capsys.readouterr().err == f"{name} is stale: run python -m stream.protocol --write\n"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's copy outside a browser")
