@@ -1,4 +1,4 @@
-"""The command line: chunkcast serve, generate, train, presets and doctor.
+"""The command line: chunkcast serve, watch, generate, train, presets and doctor.
 
 What a user can mend is said in one sentence on stderr, with exit code 2. Torch is imported only where a
 subcommand needs it, and for `serve` only in the engine's own process.
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.chunk import SessionSpec, check_keys
+from pipeline.chunk import SessionSpec, check_keys, check_prompt
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
+from stream.protocol import MAX_SEED
 from stream.webrtc import CODECS, PLAYOUT_DELAY, Media
 
 ENGINE = "pipeline.engine:build"
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chunkcast", description="Live generated worlds in a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="show a live world to browsers"))
+    _add_watch(commands.add_parser("watch", help="watch a served world without a browser, into a video file"))
     _add_generate(commands.add_parser("generate", help="write a video file"))
     train = commands.add_parser("train", help="train the shipped world", add_help=False)
     train.add_argument("what", choices=["tiny"])
@@ -175,6 +177,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_generate)
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the server's page, such as http://localhost:8080")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
+    parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
+    parser.add_argument("--seed", type=int, help="default: one of the server's")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.set_defaults(run=_watch)
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
@@ -454,6 +466,22 @@ def parse_keys(script: str) -> tuple[frozenset[str], ...]:
         check_keys(held)
         walk += [held] * int(frames[:6])
     return tuple(walk)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from stream.client import Wish, watch
+
+    check_prompt(options.prompt)
+    walk = parse_keys(options.keys)
+    frames = options.frames if options.frames is not None else len(walk) or DEFAULT_FRAMES
+    if frames < 1:
+        raise UserError(f"--frames is {frames}; it must be at least 1")
+    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
+    wish = Wish(options.prompt, frames, options.seed, walk)
+    seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
+    print(f"{options.output}: {seen} frames")
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
