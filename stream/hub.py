@@ -197,6 +197,7 @@ class Hub:
             self._stop(viewer)
         self._line.leave(viewer.session)
         self._archive.remove(viewer.session.token)
+        viewer.hand_over()
         viewer.hear(protocol.Ended(reason=reason))
         viewer.ended()
         self._advance()
@@ -298,7 +299,7 @@ class Hub:
         session = viewer.session
         if control := session.release_stale(now):
             self._engine.send(worker.Steer(session.engine_name, control))
-        if not viewer.pacer or not len(viewer.pacer) or viewer.paused or session.lost_at is not None:
+        if viewer.pacer is None or not len(viewer.pacer) or viewer.paused or session.lost_at is not None:
             viewer.fetched = now  # it is the engine that is slow, not the viewer; or no one is there, which is seen to
         if viewer.on_probation and now - viewer.live_since > PROBATION_SECONDS:
             viewer.on_probation = False
@@ -403,7 +404,8 @@ class Hub:
         world, session = self.world, viewer.session
         # Two chunks beyond the lead: only an engine that disregards its credit can fill that.
         capacity = round(self._lead * world.chunk_frames) + 2 * max(world.chunk_frames, world.first_chunk_frames)
-        viewer.pacer = viewer.pacer or Pacer(world.fps, capacity, self._clock)
+        if viewer.pacer is None:  # who comes back keeps the frames that wait, and the track that fetches them
+            viewer.pacer = Pacer(world.fps, capacity, self._clock)
         viewer.hear(
             protocol.Welcome(
                 version=protocol.VERSION,
@@ -462,7 +464,7 @@ class Hub:
         name = session.engine_name
         self._runs[name] = viewer
         viewer.fetched = viewer.active = viewer.kept_at = now
-        viewer.told = viewer.asked = None
+        viewer.told, viewer.asked, viewer.placing = None, None, False
         self._go_on_from(viewer, data.chunk if data else 0)
         self._engine.send(worker.Resume(name, data) if data else worker.Open(name, spec))
         control = session.resume_control()
@@ -481,7 +483,7 @@ class Hub:
         assert self.world is not None, "no world yet"
         viewer.next_frame, viewer.granted = worker.first_frame(self.world, chunk), 0
         viewer.made, viewer.kept_made = chunk, chunk
-        if viewer.pacer:
+        if viewer.pacer is not None:
             viewer.pacer.flush()
 
     def _grant(self, viewer: Viewer) -> None:

@@ -1,9 +1,13 @@
 """stream/hub.py: who is live, what the engine is told and what each viewer hears; without sockets or processes."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World
 from stream import protocol, worker
@@ -84,7 +88,7 @@ def open_hub(engine, clock, drawer, **limits):
 
 
 def data(chunk=3, sequence=0, **changes):
-    latents = np.zeros((1, 1, 1, 1, 1), np.float32)
+    latents = np.zeros((min(chunk, 1), 1, 1, 1, 1), np.float32)
     spec = SessionSpec("a", "red", 5)
     return Session("fake", spec, chunk, 4 * chunk, (), latents[:0], latents, Control(sequence), **changes)
 
@@ -511,3 +515,128 @@ def test_an_idle_viewer_is_asked_and_then_parked_while_others_wait(engine, clock
     busy.says(protocol.Keys(seq=1, held=("w",)))
     pass_time(hub, clock, ASKED_SECONDS + 1)
     assert idle.types()[-1] == "parked" and busy.viewer.session.state is State.LIVE
+
+
+# Whatever happens.
+
+
+class Model(FakeWorker):
+    """An engine that counts: it has room for the world's slots, and it answers what it is asked when told."""
+
+    def __init__(self, slots):
+        super().__init__()
+        self.slots, self.open, self.answers, self.credit = slots, {}, [], {}
+
+    def send(self, command):
+        match command:
+            case worker.Open(name) | worker.Resume(name):
+                assert name not in self.open and len(self.open) < self.slots, "a slot is held twice"
+                self.open[name] = command.data.chunk if isinstance(command, worker.Resume) else 0
+            case worker.Close(name):
+                self.open.pop(name, None)
+                self.credit.pop(name, None)
+            case worker.Rewind(name, made):
+                self.open[name] = made
+                self.credit[name] = 4 * made
+                self.answers.append(worker.Placed(name, made, 4 * made))
+            case worker.Grant(name, frame):
+                self.credit[name] = max(self.credit.get(name, 0), frame)
+            case worker.Snapshot(name, ticket):
+                kept = data(self.open[name]) if name in self.open else None
+                self.answers.append(worker.Snapped(name, ticket, kept, "" if kept else "not here"))
+
+    def make(self):
+        """The next chunk of each session with credit."""
+        for name, made in self.open.items():
+            if 4 * made < self.credit.get(name, 0):
+                self.open[name] += 1
+                self.answers.append(chunk(name, made))
+
+
+EVENTS = ["enter", "lose", "return", "leave", "park", "resume", "pause", "unpause", "rewind", "restart", "fetch"]
+EVENTS += ["prompt", "tick", "tick", "long", "answer", "answer", "play", "play", "watch", "die", "end"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 5)), min_size=10, max_size=80))
+def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all_come_to_their_end(events):
+    clock, engine, drawer = FakeClock(), Model(2), Drawer()
+    hub = open_hub(engine, clock, drawer, turn=20, idle=30)
+    pages = []
+    for seq, (event, number) in enumerate(events, 1):
+        page = pages[number % len(pages)] if pages else None
+        if event == "enter":
+            pages.append(Page(hub))
+        elif event in ("play", "answer", "tick", "long", "die"):
+            pass_by(hub, engine, clock, event)
+        elif page:
+            with contextlib.suppress(protocol.ProtocolError):
+                happen_to(page, hub, engine, drawer, event, seq)
+        live = [session.engine_name for session in hub._line.live]
+        assert sorted(engine.open) == sorted(live), "who is live is open in the engine, and no one else"
+    settle(hub, engine, clock)
+    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.values() if not viewer.paused}
+    pass_by(hub, engine, clock, "play")
+    for name, viewer in hub._runs.items():
+        assert viewer.paused or name not in before or viewer.made > before[name], "who looks sees the world go on"
+    for page in pages:
+        hub.leave(page.viewer)
+    settle(hub, engine, clock)
+    assert not engine.open and not hub._viewers and not hub._runs and hub.has_room
+
+
+def pass_by(hub, engine, clock, event):
+    if event == "play":
+        for _ in range(4):
+            engine.make()
+            settle(hub, engine, clock)
+            for viewer in list(hub._runs.values()):
+                while viewer.pacer and len(viewer.pacer):
+                    hub.took(viewer, viewer.pacer.pop())
+            pass_time(hub, clock, 1)
+    elif event == "answer" and engine.answers:
+        hub.happen(engine.answers.pop(0))
+    elif event == "die":
+        at_work = tuple(engine.open)[:1]
+        engine.open, engine.answers, engine.credit = {}, [], {}
+        hub.happen(worker.Died("killed", True, True, at_work))
+        hub.happen(worker.Ready(WORLD, 1, 1))
+    elif event in ("tick", "long"):
+        pass_time(hub, clock, 0.25 if event == "tick" else 11)
+
+
+def happen_to(page, hub, engine, drawer, event, seq):
+    viewer, token = page.viewer, page.viewer.session.token
+    here = hub.find(token) is viewer
+    if event == "return" and hub.find(token):
+        hub.return_(hub.find(token), page.hear)
+        page.viewer = hub.find(token)
+    elif event == "resume" and not hub.find(token) and token in drawer:
+        page.viewer = hub.resume(token, drawer[token], page.hear)
+    elif event == "leave":
+        hub.leave(viewer)
+    elif event == "lose":
+        hub.lose(viewer, page.hear)
+    elif event == "fetch" and here:
+        hub.fetch(viewer, lambda data: None)
+    elif event == "end" and viewer.session.engine_name in engine.open:
+        del engine.open[viewer.session.engine_name]
+        hub.happen(Ended(viewer.session.engine_name, "broken"))
+    elif event == "watch" and viewer.pacer and len(viewer.pacer):
+        watch(page, 1)
+    elif here and viewer.hear == page.hear:
+        messages = {
+            "park": protocol.Park(),
+            "pause": protocol.Pause(seq=seq),
+            "unpause": protocol.Unpause(seq=seq),
+            "rewind": protocol.Rewind(seq=seq, chunk=max(0, viewer.made - 1)),
+            "restart": protocol.Restart(seq=seq),
+            "prompt": protocol.Prompt(seq=seq, text="blue"),
+        }
+        if event in messages:
+            page.says(messages[event])
+
+
+def settle(hub, engine, clock):
+    while engine.answers:
+        hub.happen(engine.answers.pop(0))
+    hub.tick()
