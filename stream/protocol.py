@@ -8,7 +8,7 @@ replaces what waits for a chunk that has not begun.
 
 A connection that breaks keeps its slot for 10 s, then the session is parked; `hello` with the `token` of `welcome`
 goes on with it: within the 10 s at once, later through the line, for a day. A connection that is closed with code
-1000, or that says `leave`, has left. Nothing here knows of sockets.
+1000 or 1001, or that says `leave`, has left. Nothing here knows of sockets.
 
 `python -m stream.protocol --write` makes web/messages.js, the page's copy, and docs/protocol.md from these models.
 """

@@ -32,8 +32,9 @@ HELLO_SECONDS = 10.0
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 60, 120
 FLOOD = 600
 """So many messages in a row above the rate end the connection."""
-LEFT = 1000
-"""The close code of who has left; with any other the connection broke, and the viewer may come back."""
+LEFT = (1000, 1001)
+"""The close codes of who has left: 1001 is a browser's for a closed page. With any other the connection broke, and the
+viewer may come back."""
 
 TICK_SECONDS = 0.25
 _KINDS = {
@@ -269,7 +270,7 @@ class Connection:
                     return
             self._left = True
         except WebSocketDisconnect as closed:
-            self._left = closed.code == LEFT
+            self._left = closed.code in LEFT
         except TimeoutError:
             pass
         if self._viewer is None:

@@ -203,6 +203,15 @@ async def test_a_broken_connection_comes_back_with_its_token_to_the_same_slot(cl
             assert await hear(again, "live") == {"type": "live", "slot": 0, "seed": 7, "prompt": "red"}
 
 
+@pytest.mark.parametrize(("code", "room"), [(1000, True), (1001, True), (3000, False)])
+async def test_who_closes_as_browsers_close_a_page_has_left_and_frees_the_slot_at_once(client, code, room):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await page.close(code)
+    await asyncio.sleep(0.2)
+    assert (client.service.hub.find(token) is None) == room
+
+
 async def test_a_parked_world_goes_on_where_it_was_also_on_the_next_server(player, tmp_path):
     async with serving(sessions=tmp_path) as client, client.page() as page:
         token = (await hear(page, "welcome"))["token"]
