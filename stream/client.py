@@ -226,7 +226,7 @@ class _Viewer:
             self._recording.begin_again()
             self._picture = _Picture(self._welcome.ice_servers, self._take)
             try:
-                await self._picture.fetch(urljoin(self._address, f"whep?session={self._welcome.token}"))
+                await self._picture.fetch(urljoin(self._address, "whep?session="), self._welcome.token)
             except Over as over:  # a session that has just ended has no picture: /ws says why
                 self._refused = str(over)
                 await self._close_picture()
@@ -262,11 +262,11 @@ class _Picture:
         self._connection.on("track", self._begin)
         self._receiving: asyncio.Task[None] | None = None
 
-    async def fetch(self, endpoint: str) -> None:
-        """POST an offer. Raises Over with the server's words when it is refused, OSError when it is out of reach."""
+    async def fetch(self, endpoint: str, token: str) -> None:
+        """POST an offer with the session's token. Raises Over with the server's words for a refusal, or OSError."""
         self._connection.addTransceiver("video", direction="recvonly")
         await self._connection.setLocalDescription(await self._connection.createOffer())
-        headers = {"Content-Type": "application/sdp"}
+        headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {token}"}
         answer, self._location = await _request("POST", endpoint, self._connection.localDescription.sdp, headers)
         await self._connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 

@@ -494,7 +494,8 @@ connection stays. `chunkcast watch` (stream/client.py) is the reference for clie
 {talk}
 
 Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
-(`POST /whep?session=TOKEN`, the token of `welcome`), see docs/reaching.md.
+(`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
+see docs/reaching.md.
 """
 
 
