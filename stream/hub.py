@@ -33,6 +33,8 @@ GRACE_SECONDS = 10.0
 """A viewer whose connection broke keeps slot or place for so long; then the session is parked."""
 KEEP_SECONDS = 3.0
 """A live session is kept so often, to go on from there when the engine dies."""
+KEEP_BYTES_A_SECOND = 4 * 2**20
+"""A session with a long memory is kept less often: what comes from the engine must not hold up the pictures."""
 FORGIVEN_SECONDS = 60.0
 """A session that was at work when the engine died, twice within this time, is ended."""
 PROBATION_SECONDS = 10.0
@@ -310,7 +312,7 @@ class Hub:
             self._end_turn(viewer)
         elif self._others_wait and self._fairness.is_idle(now - viewer.active):
             self._ask(viewer, now)
-        elif now - viewer.kept_at >= KEEP_SECONDS and viewer.made > viewer.kept_made and not viewer.placing:
+        elif now - viewer.kept_at >= viewer.keep_every and viewer.made > viewer.kept_made and not viewer.placing:
             self._snapshot(viewer)
 
     @property
@@ -342,6 +344,7 @@ class Hub:
         self._check_line()
         viewer = Viewer(session, hear, self._clock(), self._clock(), rewinds=self._rewinds())
         viewer.applied = session.data.held.sequence if session.data else 0
+        viewer.keep_every = KEEP_SECONDS
         self._viewers[session.token] = viewer
         self._line.join(session)
         self._welcome(viewer)
@@ -519,6 +522,8 @@ class Hub:
         session = viewer.session
         if snapped.data is not None and not viewer.placing:
             session.data = snapped.data
+            size = snapped.data.latents.nbytes + snapped.data.first.nbytes
+            viewer.keep_every = max(KEEP_SECONDS, size / KEEP_BYTES_A_SECOND)
         if snapped.ticket < viewer.ticket:
             return
         viewer.hand_over()

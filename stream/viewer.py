@@ -76,6 +76,7 @@ class Viewer:
     ticket: int = 0
     kept_at: float = 0.0
     kept_made: int = -1
+    keep_every: float = 0.0
     suspected_at: float = float("-inf")
     on_probation: bool = False
     watched: float = float("-inf")

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World
 from stream import protocol, worker
 from stream.fairness import ASKED_SECONDS, Fairness
-from stream.hub import FORGIVEN_SECONDS, GRACE_SECONDS, KEEP_SECONDS, MAX_WAITING, PICTURE_SECONDS, Hub
+from stream.hub import (
+    FORGIVEN_SECONDS,
+    GRACE_SECONDS,
+    KEEP_BYTES_A_SECOND,
+    KEEP_SECONDS,
+    MAX_WAITING,
+    PICTURE_SECONDS,
+    Hub,
+)
 from stream.session import State
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
@@ -391,6 +399,18 @@ def test_a_world_that_stands_still_is_not_kept_again(hub, engine, clock):
     pass_time(hub, clock, 5 * KEEP_SECONDS)
     assert len(engine.of(worker.Snapshot)) == 1
     assert page.viewer.session.state is State.LIVE
+
+
+def test_a_world_with_a_long_memory_is_kept_less_often(hub, engine, clock):
+    page = Page(hub)
+    for index in range(8):
+        hub.happen(chunk(page.run, index))
+        watch(page, 4)
+        pass_time(hub, clock, KEEP_SECONDS)
+        if index == 0:
+            large = np.zeros((1, 4 * KEEP_BYTES_A_SECOND, 1, 1, 1), np.float32)
+            snap(hub, engine, replace(data(1), latents=large, first=large[:0]))
+    assert len(engine.of(worker.Snapshot)) == 2
 
 
 def die_at_work(hub, *pages):
