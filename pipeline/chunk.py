@@ -22,7 +22,8 @@ class World:
 
     `slots` is how many sessions may be live at once: what was asked for or what prewarm found the
     machine to carry, whichever is less; `limit` says in a sentence why it is less, else is empty.
-    `chunk_seconds` is the measured least time of one chunk for 1, 2, ... live slots.
+    `chunk_seconds` is the measured least time of one chunk for 1, 2, ... live slots. `resume_chunks` is how many of
+    a session's newest chunks must be kept to go on with it at once, `kept_chunks` how many a live one keeps, 0 for all.
     """
 
     preset: str
@@ -35,6 +36,8 @@ class World:
     chunk_seconds: tuple[float, ...] = ()
     schedule: str = "turns"
     limit: str = ""
+    resume_chunks: int = 0
+    kept_chunks: int = 0
 
 
 @dataclass(frozen=True)

@@ -532,6 +532,8 @@ class Engine:
             chunk_seconds=tuple(times),
             schedule=self.schedule,
             limit=_limit(carried, times, preset.chunk_seconds),
+            resume_chunks=self._revival.needed_chunks,
+            kept_chunks=self._revival.kept_chunks,
         )
 
 

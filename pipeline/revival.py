@@ -133,10 +133,14 @@ class Revival:
         return max(0, min(self._sight.oldest(chunk), chunk - self._decoder_chunks))
 
     @property
+    def needed_chunks(self) -> int:
+        """Of how many of a session's newest chunks the latents are needed to go on with it at once."""
+        return max(self._sight.span + 1, self._decoder_chunks)
+
+    @property
     def kept_chunks(self) -> int:
         """Of how many of a session's newest chunks the latents are kept."""
-        needed = max(self._sight.span + 1, self._decoder_chunks)
-        return max(needed + 1, HISTORY_BYTES // (4 * math.prod(self._preset.latent_shape)))
+        return max(self.needed_chunks + 1, HISTORY_BYTES // (4 * math.prod(self._preset.latent_shape)))
 
     def _stacked(self, latents: Sequence[Tensor]) -> np.ndarray:
         return torch.stack(latents).cpu().numpy() if latents else np.empty((0, *self._preset.latent_shape), np.float32)

@@ -20,6 +20,8 @@ from pipeline.chunk import Control, Event, Session, SessionSpec
 
 METADATA = "chunkcast.session"
 VERSION = 1
+MAX_SCRIPT_FRAMES = 1_000_000
+"""A walk is written as runs of frames and read into memory: a file of a few bytes must not fill that."""
 
 
 def write(session: Session, path: Path) -> None:
@@ -90,7 +92,10 @@ def _described(session: Session) -> dict[str, Any]:
 
 
 def _session(described: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Session:
-    script = tuple(frozenset(keys) for keys, frames in described["script"] for _ in range(frames))
+    runs = [(frozenset(keys), _count(frames)) for keys, frames in described["script"]]
+    if (frames := sum(frames for _, frames in runs)) > MAX_SCRIPT_FRAMES:
+        raise ValueError(f"its walk has {frames} frames; at most {MAX_SCRIPT_FRAMES} are read")
+    script = tuple(keys for keys, frames in runs for _ in range(frames))
     image = tensors["image"].tobytes() if "image" in tensors else None
     for name in ("latents", "first"):
         if tensors[name].dtype != np.float32 or not np.isfinite(tensors[name]).all():

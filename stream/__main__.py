@@ -1,4 +1,4 @@
-"""The command line: chunkcast serve, generate, train, presets and doctor.
+"""The command line: chunkcast serve, watch, generate, train, presets and doctor.
 
 What a user can mend is said in one sentence on stderr, with exit code 2. Torch is imported only where a
 subcommand needs it, and for `serve` only in the engine's own process.
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import random
 import signal
 import socket
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.chunk import Session, SessionSpec, check_keys
+from pipeline.chunk import Session, SessionSpec, check_keys, check_prompt
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
+from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
+from stream.protocol import MAX_SEED
 from stream.webrtc import CODECS, PLAYOUT_DELAY, Media
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chunkcast", description="Live generated worlds in a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="show a live world to browsers"))
+    _add_watch(commands.add_parser("watch", help="watch a served world without a browser, into a video file"))
     _add_generate(commands.add_parser("generate", help="write a video file"))
     train = commands.add_parser("train", help="train the shipped world", add_help=False)
     train.add_argument("what", choices=["tiny"])
@@ -113,9 +117,28 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="CHUNKS",
         help="how far the world is made ahead of the picture: more is smoother, less is quicker to steer (default: 1)",
     )
+    _add_life_options(parser.add_argument_group("when others wait, and when viewers come back"))
     _add_picture_options(parser.add_argument_group("the picture"))
     _add_reach_options(parser.add_argument_group("reaching it from outside (docs/reaching.md)"))
     parser.set_defaults(run=_serve)
+
+
+def _add_life_options(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--turn", type=float, metavar="SECONDS", help="a viewer's turn while others wait (default: any)"
+    )
+    parser.add_argument(
+        "--idle",
+        type=float,
+        metavar="MINUTES",
+        help="park who steers nothing for so long while others wait, once asked",
+    )
+    parser.add_argument(
+        "--sessions",
+        type=Path,
+        metavar="DIR",
+        help="keep parked worlds here for a day (default: as long as the server runs)",
+    )
 
 
 def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
@@ -167,6 +190,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_generate)
 
 
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the server's page, such as http://localhost:8080")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
+    parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
+    parser.add_argument("--seed", type=int, help="default: one of the server's")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.set_defaults(run=_watch)
+
+
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_engine_options(parser)
     parser.add_argument("--slots", type=int, default=1, help="live sessions (default: 1)")
@@ -190,7 +223,17 @@ def _serve(options: argparse.Namespace) -> int:
     origins, tls = tuple(map(_origin, options.allow_origin)), _tls(options.certfile, options.keyfile)
     with _listening(options.host, options.port) as listener:
         media = media_options(options, listener.getsockname()[0])
-        return serve(listener, ENGINE, engine_options(options), options.lead, media, origins, tls)
+        engine, fairness = engine_options(options), fairness_options(options)
+        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions)
+
+
+def fairness_options(options: argparse.Namespace) -> Fairness:
+    """What is done when others wait. UserError says what the user can mend."""
+    for name, unit in (("turn", "seconds"), ("idle", "minutes")):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name} is {value}; it must be more than 0 {unit}")
+    return Fairness(options.turn, None if options.idle is None else 60 * options.idle)
 
 
 def media_options(options: argparse.Namespace, address: str) -> Media:
@@ -252,8 +295,13 @@ def serve(
     media: Media | None = None,
     allowed_origins: tuple[str, ...] = (),
     tls: tuple[str, str] | None = None,
+    fairness: Fairness | None = None,
+    sessions: Path | None = None,
 ) -> int:
-    """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key."""
+    """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key.
+
+    Parked sessions lie in the folder `sessions`, None for as long as the server runs.
+    """
     from stream.server import Service
 
     media = media or Media()
@@ -276,6 +324,8 @@ def serve(
         allowed_origins,
         on_ready=lambda ready: _say_ready(address, ready.world, media),
         on_failure=fail,
+        fairness=fairness,
+        sessions=sessions,
     )
     print(f"The world is being made ready; its page is {address}", flush=True)
     asyncio.run(_run_server(service, listener, stop, tls))
@@ -326,8 +376,21 @@ def _check_serve(options: argparse.Namespace) -> None:
     _check_files(options)
     if not 1 <= options.slots <= 64:
         raise UserError(f"--slots is {options.slots}; it must be from 1 to 64")
+    fairness_options(options)
+    _check_folder(options.sessions)
     if not 0 < options.lead <= 16:
         raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")
+
+
+def _check_folder(folder: Path | None) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--sessions {folder} cannot be made ({error.strerror}); it takes a folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--sessions {folder} cannot be written; it takes a folder of your own")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -414,6 +477,22 @@ def parse_keys(script: str) -> tuple[frozenset[str], ...]:
         check_keys(held)
         walk += [held] * int(frames[:6])
     return tuple(walk)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from stream.client import Wish, watch
+
+    check_prompt(options.prompt)
+    walk = parse_keys(options.keys)
+    frames = options.frames if options.frames is not None else len(walk) or DEFAULT_FRAMES
+    if frames < 1:
+        raise UserError(f"--frames is {frames}; it must be at least 1")
+    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
+    wish = Wish(options.prompt, frames, options.seed, walk)
+    seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
+    print(f"{options.output}: {seen} frames")
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -17,6 +17,8 @@ class Metrics:
         )
         self.viewers = Gauge("chunkcast_viewers", "Live sessions", registry=registry)
         self.waiting = Gauge("chunkcast_waiting", "Sessions in line", registry=registry)
+        self.parked = Gauge("chunkcast_parked", "Sessions that are kept for viewers to come back", registry=registry)
+        self.parked_bytes = Gauge("chunkcast_parked_bytes", "Bytes on disk of parked sessions", registry=registry)
         self.chunks = Counter("chunkcast_chunks", "Chunks made", registry=registry)
         self.frames = Counter("chunkcast_frames_sent", "Video frames sent to viewers", registry=registry)
         self.late = Counter(

@@ -3,9 +3,14 @@
 The page opens the socket and says `hello`; the server answers `welcome`, then `queued` until a slot
 is free, then `live`. `keys` carries every key that is held, not the change, and is sent again while
 any is held, so that a lost message leaves no key stuck. `received` and `applied` answer `prompt`,
-`keys` and `restart` by their `seq`. Nothing here knows of sockets.
+`keys`, `restart`, `rewind` and `unpause` by their `seq`, `received` and `paused` a `pause`; numbers rise. A control
+replaces what waits for a chunk that has not begun.
 
-`python -m stream.protocol --write` makes web/messages.js, the page's copy, from these models.
+A connection that breaks keeps its slot for 10 s, then the session is parked; `hello` with the `token` of `welcome`
+goes on with it: within the 10 s at once, later through the line, for a day. A connection that is closed with code
+1000 or 1001, or that says `leave`, has left. Nothing here knows of sockets.
+
+`python -m stream.protocol --write` makes web/messages.js, the page's copy, and docs/protocol.md from these models.
 """
 
 import argparse
@@ -50,6 +55,7 @@ def _whole_characters(text: str) -> str:
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Sequence = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Version = Annotated[int, Field(strict=True)]
+Token = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_whole_characters)]
 
 
@@ -87,13 +93,17 @@ class _WithPrompt(ClientMessage):
 
 
 class Hello(_WithPrompt):
-    """The first message: what to see; without a seed the server draws one."""
+    """The first message: what to see; without a seed the server draws one.
+
+    With the `token` of an earlier welcome that session goes on; if it is gone, a new one begins.
+    """
 
     example = '{"type": "hello", "version": 1, "prompt": "a snowy forest at night", "seed": 7}'
     type: Literal["hello"] = "hello"
     version: Version
     prompt: Text
     seed: Seed | None = None
+    token: Token | None = None
 
 
 class Prompt(_WithPrompt):
@@ -139,6 +149,38 @@ class Restart(_WithPrompt):
     prompt: Text | None = None
 
 
+class Rewind(ClientMessage):
+    """Go back to where the world had `chunk` chunks, 0 for its beginning, and go on from there."""
+
+    example = '{"type": "rewind", "seq": 6, "chunk": 12}'
+    type: Literal["rewind"] = "rewind"
+    seq: Sequence
+    chunk: Sequence
+
+
+class Pause(ClientMessage):
+    """Make no more of the world; the slot stays."""
+
+    example = '{"type": "pause", "seq": 7}'
+    type: Literal["pause"] = "pause"
+    seq: Sequence
+
+
+class Unpause(ClientMessage):
+    """Go on."""
+
+    example = '{"type": "unpause", "seq": 8}'
+    type: Literal["unpause"] = "unpause"
+    seq: Sequence
+
+
+class Park(ClientMessage):
+    """Keep the world and give the slot back; `hello` with the token goes on with it."""
+
+    example = '{"type": "park"}'
+    type: Literal["park"] = "park"
+
+
 class Leave(ClientMessage):
     """The viewer goes; the slot is free at once."""
 
@@ -155,7 +197,10 @@ class IceServer(Message):
 
 
 class Welcome(Message):
-    """What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture."""
+    """What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
+
+    `seq` is the newest number of the session so far: the page counts on from there.
+    """
 
     type: Literal["welcome"] = "welcome"
     version: int
@@ -168,15 +213,21 @@ class Welcome(Message):
     chunk_frames: int
     keys: tuple[str, ...]
     ice_servers: tuple[IceServer, ...]
+    seq: int | None = None
 
 
 class Queued(Message):
-    """Not live yet: `place` in line counts from 1, of `waiting` in all; `reason` says why."""
+    """Not live now: `place` in line counts from 1, of `waiting` in all; `reason` says why.
+
+    `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on.
+    """
 
     type: Literal["queued"] = "queued"
     place: int
     waiting: int
     reason: str
+    wait_seconds: int | None = None
+    restoring: bool | None = None
 
 
 class Live(Message):
@@ -208,6 +259,32 @@ class Applied(Message):
     rtp: int | None = None
 
 
+class Paused(Message):
+    """Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`."""
+
+    type: Literal["paused"] = "paused"
+    seq: int
+    chunk: int
+
+
+class Asked(Message):
+    """Others wait and nothing was steered for a while: without any control in `seconds` the session is parked."""
+
+    type: Literal["asked"] = "asked"
+    seconds: int
+
+
+class Parked(Message):
+    """The session is kept and its slot free; this connection ends. `hello` with the token goes on with it.
+
+    `by_itself`: the page should say it without being asked, for the server did not want this either.
+    """
+
+    type: Literal["parked"] = "parked"
+    reason: str
+    by_itself: bool | None = None
+
+
 class Scene(Message):
     """How the prompt was understood, and the words of it that were not."""
 
@@ -217,7 +294,10 @@ class Scene(Message):
 
 
 class Stats(Message):
-    """About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped."""
+    """About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped.
+
+    `chunk` is how many chunks the world has.
+    """
 
     type: Literal["stats"] = "stats"
     fps: float
@@ -227,6 +307,7 @@ class Stats(Message):
     waiting: int
     dropped: int
     late: int
+    chunk: int | None = None
 
 
 class Ended(Message):
@@ -244,8 +325,8 @@ class Error(Message):
     seq: int | None = None
 
 
-FromClient = Hello | Prompt | Keys | Shown | Restart | Leave
-FromServer = Welcome | Queued | Live | Received | Applied | Scene | Stats | Ended | Error
+FromClient = Hello | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave
+FromServer = Welcome | Queued | Live | Received | Applied | Paused | Asked | Parked | Scene | Stats | Ended | Error
 
 _CLIENT: dict[str, type[ClientMessage]] = {model.model_fields["type"].default: model for model in get_args(FromClient)}
 _SERVER: dict[str, type[Message]] = {model.model_fields["type"].default: model for model in get_args(FromServer)}
@@ -353,7 +434,8 @@ def javascript() -> str:
 def _writer(model: type[ClientMessage]) -> str:
     """A JavaScript function that writes one message of the page."""
     fields = {name: field for name, field in model.model_fields.items() if name not in ("type", "version")}
-    params = ", ".join(name if field.is_required() else f"{name} = null" for name, field in fields.items())
+    # What is not given stays undefined, and JSON.stringify leaves it out.
+    params = ", ".join(fields)
     values = ["type: " + json.dumps(model.model_fields["type"].default)]
     values += ["version: VERSION"] if "version" in model.model_fields else []
     values += list(fields)
@@ -384,28 +466,102 @@ def _required(model: type[Message]) -> list[str]:
 def _js_type(annotation: Any) -> str:
     """The JSDoc type of a field's annotation."""
     origin, arguments = typing.get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _js_type(arguments[0])
     if origin is Literal:
         return json.dumps(arguments[0])
     if origin is tuple:
         return f"{_js_type(arguments[0])}[]"
     if origin in (types.UnionType, typing.Union):
         return "|".join(_js_type(argument) for argument in arguments)
-    simple = {int: "number", float: "number", str: "string", type(None): "null"}
+    simple = {int: "number", float: "number", bool: "boolean", str: "string", type(None): "null"}
     return simple.get(annotation) or annotation.__name__
 
 
+# The document.
+
+DOCUMENT = PAGE_COPY.parent.parent / "docs" / "protocol.md"
+
+_INTRODUCTION = """\
+# The protocol of /ws
+
+Made from stream/protocol.py and stream/session.py by `python -m stream.protocol --write`; change it there.
+
+Text frames with one JSON object each, whose `type` names one of the messages below. Version {version}; at most
+{bytes} characters a message. What is not known is refused, with an `error` that says what would be right; the
+connection stays. `chunkcast watch` (stream/client.py) is the reference for clients.
+
+{talk}
+
+Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
+(`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
+see docs/reaching.md.
+"""
+
+
+def markdown() -> str:
+    """docs/protocol.md as it must be for the models of this file and the life of a session."""
+    talk = (__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0].replace(" Nothing here knows of sockets.", "")
+    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, talk=talk)
+    client = [_section(model, f"\n\n```json\n{model.example}\n```") for model in _CLIENT.values()]
+    server = [_section(model) for model in (*_SERVER.values(), IceServer)]
+    return "\n".join([head, "## From the page\n", *client, "## From the server\n", *server, _life()])
+
+
+def _section(model: type[Message], example: str = "") -> str:
+    """A message in the document: what it means, its fields, an example."""
+    name = model.model_fields["type"].default if "type" in model.model_fields else "an element of `ice_servers`"
+    fields = {name: field for name, field in model.model_fields.items() if name != "type"}
+    rows = [f"| `{each}` | {_json_type(each, field)} |" for each, field in fields.items()]
+    table = "\n\n| field | |\n|---|---|\n" + "\n".join(rows) if rows else ""
+    words = "\n".join(line.strip() for line in (model.__doc__ or "").strip().splitlines())
+    title = f"`{name}`" if "type" in model.model_fields else name
+    return f"### {title}\n{words}{table}{example}\n"
+
+
+def _json_type(name: str, field: Any) -> str:
+    """A field's type, its bounds, and whether it may be left out, in words."""
+    words = _js_type(field.annotation).replace("|null", "").replace("|", " or ")
+    bounds = [
+        f"{sign} {getattr(each, bound)}"
+        for each in (*field.metadata, *_metadata(field.annotation))
+        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "at most"))
+        if getattr(each, bound, None) is not None
+    ]
+    optional = [] if field.is_required() else ["may be absent or null"]
+    return ", ".join([words, *bounds, *optional])
+
+
+def _metadata(annotation: Any) -> list[Any]:
+    """The bounds that are written into an annotation, at any depth."""
+    own = [each for field in getattr(annotation, "__metadata__", ()) for each in getattr(field, "metadata", [field])]
+    return own + [each for inner in get_args(annotation) for each in _metadata(inner)]
+
+
+def _life() -> str:
+    """The table of stream/session.py."""
+    from stream.session import LIFE  # which stands on this module
+
+    rows = [f"| {state.value} | {event} | {step.then.value} | {step.does} |" for (state, event), step in LIFE.items()]
+    head = "## The life of a session\n\n| state | event | then | what happens |\n|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n\nNothing else can happen.\n"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print web/messages.js; with --write put it into its place, with --check exit 1 when it is stale."""
+    """Print web/messages.js. --write puts it and docs/protocol.md into place; --check ends with 1 if one is stale."""
     parser = argparse.ArgumentParser(prog="python -m stream.protocol", description=main.__doc__)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(argv)
+    made = {PAGE_COPY: javascript, DOCUMENT: markdown}
     if options.write:
-        PAGE_COPY.write_text(javascript())
+        for path, make in made.items():
+            path.write_text(make())
     elif options.check:
-        if not PAGE_COPY.exists() or PAGE_COPY.read_text() != javascript():
-            print(f"{PAGE_COPY.name} is stale: run python -m stream.protocol --write", file=sys.stderr)
-            return 1
+        stale = [path.name for path, make in made.items() if not path.exists() or path.read_text() != make()]
+        for name in stale:
+            print(f"{name} is stale: run python -m stream.protocol --write", file=sys.stderr)
+        return 1 if stale else 0
     else:
         print(javascript(), end="")
     return 0

@@ -7,18 +7,23 @@ import asyncio
 import contextlib
 import importlib.resources
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from stream import protocol, whep, worker
-from stream.hub import Hub, Viewer
+from stream import api, protocol, whep, worker
+from stream.archive import Archive
+from stream.fairness import Fairness
+from stream.hub import Hub
 from stream.pacer import Paced, Pacer
 from stream.session import Bucket, State
+from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,9 @@ HELLO_SECONDS = 10.0
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 60, 120
 FLOOD = 600
 """So many messages in a row above the rate end the connection."""
+LEFT = (1000, 1001)
+"""The close codes of who has left: 1001 is a browser's for a closed page. With any other the connection broke, and the
+viewer may come back."""
 
 TICK_SECONDS = 0.25
 _KINDS = {
@@ -67,7 +75,8 @@ class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
-    may play them besides our own. `on_ready` and `on_failure` are called on the event loop when
+    may play them besides our own. `fairness` is the hub's. Parked sessions lie in the folder `sessions`; without one
+    they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the event loop when
     the engine is ready for the first time and when it will never be.
     """
 
@@ -80,10 +89,15 @@ class Service:
         allowed_origins: tuple[str, ...] = (),
         on_ready: Callable[[worker.Ready], None] = lambda ready: None,
         on_failure: Callable[[worker.Died], None] = lambda died: None,
+        fairness: Fairness | None = None,
+        sessions: Path | None = None,
     ) -> None:
         self._engine = worker.Worker(factory, options, self._from_thread)
         self._media, self.allowed_origins = media or Media(), allowed_origins
-        self.hub = Hub(self._engine, lead, ice_servers=self._media.ice_servers)
+        self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
+        self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)
+        servers = self._media.ice_servers
+        self.hub = Hub(self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness)
         self._on_ready, self._on_failure = on_ready, on_failure
         self._peers: dict[str, tuple[Peer, Viewer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -105,7 +119,25 @@ class Service:
             # aioice must see its transports close while the loop still runs.
             await asyncio.gather(*(peer.close() for peer, _ in list(self._peers.values())), return_exceptions=True)
             await asyncio.to_thread(self._engine.stop)
+            await asyncio.to_thread(self._close_archive)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _close_archive(self) -> None:
+        self.archive.close()
+        if self._temporary:
+            self._temporary.cleanup()
+
+    async def enter(self, hello: protocol.Hello, hear: Hear) -> Viewer:
+        """The viewer of a hello: the one whose token it brings, here or parked, or a new one. Raises as Hub.enter."""
+        token = hello.token
+        if token is not None:
+            data = None if self.hub.find(token) else await asyncio.to_thread(self.archive.get, token)
+            if viewer := self.hub.find(token):  # looked for again: the disk took its time
+                self.hub.return_(viewer, hear)
+                return viewer
+            if data is not None:
+                return self.hub.resume(token, data, hear)
+        return self.hub.enter(hello.prompt, hello.seed, hear)
 
     async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]:
         """A new peer, in place of an earlier one, for a checked offer, and the answer. Raises as Peer.answer."""
@@ -178,27 +210,35 @@ class Service:
 class Connection:
     """One page's WebSocket: what it says goes to the hub, what the hub says goes out in order."""
 
-    def __init__(self, socket: WebSocket, hub: Hub) -> None:
-        self._socket, self._hub = socket, hub
+    def __init__(self, socket: WebSocket, service: Service) -> None:
+        self._socket, self._service, self._hub = socket, service, service.hub
         self._bucket = Bucket(MESSAGES_A_SECOND, MESSAGES_AT_ONCE)
         # A page that reads nothing for so long is gone; its connection ends.
         self._outgoing: asyncio.Queue[protocol.FromServer] = asyncio.Queue(256)
         self._viewer: Viewer | None = None
         self._full = asyncio.Event()
+        self._left = False
 
     async def run(self) -> None:
-        """Until either side ends it; the slot is free then."""
+        """Until either side ends it. Who has left frees the slot; who was lost may come back."""
         await self._socket.accept()
         tasks = [asyncio.ensure_future(work) for work in (self._listen(), self._speak(), self._full.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if self._viewer:
-                self._hub.leave(self._viewer)
+            self._let_go()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._flush()
+
+    def _let_go(self) -> None:
+        if self._viewer is None or self._viewer.hear != self._tell:
+            return  # the viewer is on another connection
+        if self._left:
+            self._hub.leave(self._viewer)
+        else:
+            self._hub.lose(self._viewer, self._tell)
 
     def _tell(self, message: protocol.FromServer) -> None:
         try:
@@ -211,7 +251,7 @@ class Connection:
             while True:
                 message = await self._outgoing.get()
                 await self._socket.send_text(message.model_dump_json())
-                if isinstance(message, protocol.Ended):
+                if isinstance(message, protocol.Ended | protocol.Parked):
                     return
 
     async def _flush(self) -> None:
@@ -222,12 +262,17 @@ class Connection:
             await self._socket.close()
 
     async def _listen(self) -> None:
-        with contextlib.suppress(WebSocketDisconnect, TimeoutError):
+        try:
             while self._bucket.refused < FLOOD:
                 waits = HELLO_SECONDS if self._viewer is None else None
                 text = await asyncio.wait_for(self._receive(), waits)
-                if not self._take(text):
+                if not await self._take(text):
                     return
+            self._left = True
+        except WebSocketDisconnect as closed:
+            self._left = closed.code in LEFT
+        except TimeoutError:
+            pass
         if self._viewer is None:
             self._tell(protocol.Ended(reason=f"No hello came within {HELLO_SECONDS:.0f} seconds."))
 
@@ -238,7 +283,7 @@ class Connection:
             raise WebSocketDisconnect(message.get("code", 1000))
         return message.get("text")
 
-    def _take(self, text: str | None) -> bool:
+    async def _take(self, text: str | None) -> bool:
         """Do what a message says; False when the connection must end."""
         if not self._bucket.take():
             if self._bucket.refused == 1:
@@ -247,7 +292,7 @@ class Connection:
         try:
             if text is None:
                 raise protocol.ProtocolError("messages are text frames with JSON, this one was binary")
-            return self._obey(protocol.parse(text))
+            return await self._obey(protocol.parse(text))
         except protocol.WrongVersion as error:
             self._refuse(str(error))
             return False
@@ -255,14 +300,14 @@ class Connection:
             self._refuse(str(error), error.seq)
             return True
 
-    def _obey(self, message: protocol.FromClient) -> bool:
+    async def _obey(self, message: protocol.FromClient) -> bool:
         if self._viewer:
             self._hub.obey(self._viewer, message)
             return True
         if not isinstance(message, protocol.Hello):
             raise protocol.ProtocolError(f"say hello first: {protocol.Hello.example}", getattr(message, "seq", None))
         try:
-            self._viewer = self._hub.enter(message.prompt, message.seed, self._tell)
+            self._viewer = await self._service.enter(message, self._tell)
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))
         return True
@@ -280,13 +325,15 @@ def create_app(service: Service) -> FastAPI:
         async with service.running():
             yield
 
-    app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
+    router = api.routes(service.hub, service.archive)
+    app.include_router(router)
 
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
-        await Connection(socket, service.hub).run()
+        await Connection(socket, service).run()
 
     @app.get("/")
     async def page() -> Response:
@@ -296,7 +343,15 @@ def create_app(service: Service) -> FastAPI:
     async def file(name: str) -> Response:
         return _file(name)
 
+    app.openapi = lambda: _openapi(router)  # type: ignore[method-assign]  # FastAPI's own way to change the document
     return app
+
+
+def _openapi(router: APIRouter) -> dict[str, Any]:
+    """What /openapi.json says: the routes under /api. The others speak protocols of their own."""
+    document = get_openapi(title="chunkcast", version=str(protocol.VERSION), routes=router.routes)
+    document.setdefault("components", {})["securitySchemes"] = api.SECURITY
+    return document
 
 
 def _file(name: str) -> Response:

@@ -1,11 +1,13 @@
-"""One viewer's life (queued, live, gone) and the line in front of the slots. No sockets, no tasks."""
+"""One viewer's life (queued, live, parked, gone) and the line in front of the slots. No sockets, no tasks."""
 
 import enum
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from pipeline import chunk
 from pipeline.chunk import Control, SessionSpec
 from stream.protocol import KEYS_HELD_SECONDS
 
@@ -15,40 +17,80 @@ class State(enum.Enum):
 
     QUEUED = "queued"
     LIVE = "live"
+    PARKED = "parked"
     GONE = "gone"
 
 
+class Step(NamedTuple):
+    """What an event makes of a session: the state that follows, and what happens, in words."""
+
+    then: State
+    does: str
+
+
 LIFE = {
-    (State.QUEUED, "admit"): State.LIVE,
-    (State.LIVE, "requeue"): State.QUEUED,
-    (State.QUEUED, "leave"): State.GONE,
-    (State.LIVE, "leave"): State.GONE,
+    (State.QUEUED, "admit"): Step(State.LIVE, "takes a free slot; the engine opens it, or resumes what it was"),
+    (State.QUEUED, "lose"): Step(State.QUEUED, "keeps its place for 10 s, but is passed over"),
+    (State.QUEUED, "return"): Step(State.QUEUED, "is where it was in line"),
+    (State.QUEUED, "park"): Step(State.PARKED, "gives up its place; what it was is kept"),
+    (State.QUEUED, "leave"): Step(State.GONE, "gives up its place"),
+    (State.LIVE, "requeue"): Step(State.QUEUED, "the engine died: first in line, in the order of the slots"),
+    (State.LIVE, "yield"): Step(State.QUEUED, "its turn is over: frees its slot and stands last in line"),
+    (State.LIVE, "lose"): Step(State.LIVE, "keeps its slot for 10 s"),
+    (State.LIVE, "return"): Step(State.LIVE, "has the same slot"),
+    (State.LIVE, "park"): Step(State.PARKED, "frees its slot; what it was is kept"),
+    (State.LIVE, "leave"): Step(State.GONE, "frees its slot"),
+    (State.PARKED, "return"): Step(State.QUEUED, "stands last in line, to be resumed"),
+    (State.PARKED, "expire"): Step(State.GONE, "what it was is deleted"),
+    (State.PARKED, "leave"): Step(State.GONE, "what it was is deleted"),
 }
 """What may happen to a session, and what it is then. All else is our mistake."""
+
+
+def new_token() -> str:
+    """A secret that cannot be guessed: 192 random bits."""
+    return secrets.token_urlsafe(24)
 
 
 @dataclass(eq=False)
 class Session:
     """What a viewer asked for and holds down. `token` is the viewer's secret, `name` may be shown to all.
 
-    `run` counts how often the world began for it, so that a frame of an earlier one is known as such.
+    `run` counts how often the world began or went on for it, so that a frame of an earlier one is known as such.
+    `data` is what it was when it was last kept, None for a world that has not begun; with `awaits_data` a newer one is
+    on its way. `lost_at` is since when no one is there for it, in clock seconds.
     """
 
     prompt: str
     seed: int
     name: str = field(default_factory=lambda: secrets.token_hex(4))
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    token: str = field(default_factory=new_token)
     state: State = State.QUEUED
     slot: int | None = None
     run: int = 0
     sequence: int = 0
+    prompted: int = 0
     held: frozenset[str] = frozenset()
     held_until: float = 0.0
+    data: chunk.Session | None = None
+    awaits_data: bool = False
+    lost_at: float | None = None
 
     def happen(self, event: str) -> None:
         """Go on to the state that LIFE says."""
         assert (self.state, event) in LIFE, f"a session that is {self.state.value} cannot {event}"
-        self.state = LIFE[self.state, event]
+        self.state = LIFE[self.state, event].then
+
+    @classmethod
+    def parked(cls, token: str, data: chunk.Session) -> "Session":
+        """A session that comes from where it was kept."""
+        held = data.waiting or data.held
+        session = cls(newest_prompt(data), data.spec.seed, token=token, state=State.PARKED, data=data)
+        name, _, run = data.spec.session.partition(".")
+        if run.isdecimal():
+            session.name, session.run = name, int(run)
+        session.sequence = max(held.sequence, data.held.sequence)
+        return session
 
     @property
     def engine_name(self) -> str:
@@ -60,6 +102,12 @@ class Session:
         self.run += 1
         return SessionSpec(self.engine_name, self.prompt, self.seed)
 
+    def resume_control(self) -> Control:
+        """What the next run must obey of what `data` does not know: the keys, and a prompt that came after it."""
+        data = self.data
+        known = 0 if data is None else max(data.held.sequence, data.waiting.sequence if data.waiting else 0)
+        return Control(self.sequence, self.held, self.prompt if data and self.prompted > known else None)
+
     def press(self, sequence: int, held: frozenset[str], now: float) -> Control:
         """Take the keys that are held at `now` (seconds); the control that says so."""
         self.sequence = max(self.sequence, sequence)
@@ -68,7 +116,7 @@ class Session:
 
     def change(self, sequence: int, prompt: str) -> Control:
         """Take a new prompt; the control that says so."""
-        self.sequence = max(self.sequence, sequence)
+        self.sequence = self.prompted = max(self.sequence, sequence)
         self.prompt = prompt
         return Control(self.sequence, self.held, prompt)
 
@@ -80,8 +128,17 @@ class Session:
         return Control(self.sequence, self.held)
 
 
+def newest_prompt(data: chunk.Session) -> str:
+    """The prompt in force in a session as plain data."""
+    prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
+    return [prompt for prompt in prompts if prompt][-1]
+
+
 class Line:
-    """Who is live in which slot, and who waits in which order. A slot is never held twice."""
+    """Who is live in which slot, and who waits in which order. A slot is never held twice.
+
+    Its methods are the events of LIFE; each asserts that the event may happen to the session.
+    """
 
     def __init__(self, slots: int = 0) -> None:
         self._slots: list[Session | None] = [None] * slots
@@ -103,30 +160,54 @@ class Line:
         return None in self._slots and not self._waiting
 
     def join(self, session: Session) -> None:
-        """Stand at the end of the line."""
+        """A new session, or a parked one that comes back, stands at the end of the line."""
+        if session.state is State.PARKED:
+            session.happen("return")
+        assert session.state is State.QUEUED, f"a session that is {session.state.value} cannot join"
+        session.lost_at = None
         self._waiting.append(session)
 
     def place(self, session: Session) -> int:
         """The place in line, from 1."""
         return self._waiting.index(session) + 1
 
+    def lose(self, session: Session, now: float) -> None:
+        """No one is there for the session since `now`; it keeps what it has."""
+        session.happen("lose")
+        session.lost_at = now
+
+    def return_(self, session: Session) -> None:
+        """Someone is there again for a session that is in line or live."""
+        session.happen("return")
+        session.lost_at = None
+
+    def park(self, session: Session) -> None:
+        """Free the slot or the place in line; the session can come back."""
+        session.happen("park")
+        self._remove(session)
+
     def leave(self, session: Session) -> None:
         """Free the slot or the place in line; a session that is gone may leave again."""
         if session.state is State.GONE:
             return
+        was_parked = session.state is State.PARKED
         session.happen("leave")
-        if session.slot is None:
-            self._waiting.remove(session)
-        else:
-            self._slots[session.slot] = None
-            session.slot = None
+        if not was_parked:
+            self._remove(session)
 
-    def admit(self) -> list[Session]:
-        """Give the free slots to the first in line; those who are live now."""
+    def yield_(self, session: Session) -> None:
+        """Free the slot and stand at the end of the line."""
+        session.happen("yield")
+        self._remove(session)
+        self._waiting.append(session)
+
+    def admit(self, may: Callable[[Session], bool] = lambda session: True) -> list[Session]:
+        """Give the free slots to the first in line who are there and who `may`; those who are live now."""
         admitted = []
         for slot, holder in enumerate(self._slots):
-            if holder is None and self._waiting:
-                session = self._waiting.pop(0)
+            candidates = (each for each in self._waiting if each.lost_at is None and not each.awaits_data and may(each))
+            if holder is None and (session := next(candidates, None)):
+                self._waiting.remove(session)
                 session.happen("admit")
                 session.slot = slot
                 self._slots[slot] = session
@@ -141,6 +222,13 @@ class Line:
             session.slot = None
         self._waiting[:0] = back
         self._slots = [None] * slots
+
+    def _remove(self, session: Session) -> None:
+        if session.slot is None:
+            self._waiting.remove(session)
+        else:
+            self._slots[session.slot] = None
+            session.slot = None
 
 
 class Bucket:

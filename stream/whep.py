@@ -13,9 +13,10 @@ from fastapi.responses import PlainTextResponse
 
 from pipeline.chunk import check_prompt
 from stream import protocol
-from stream.hub import Hub, Viewer
+from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.session import State
+from stream.viewer import Viewer
 from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
@@ -177,8 +178,14 @@ class _Sessions:
             self._begun.popitem(last=False)
 
     def _viewer_for(self, request: Request) -> tuple[Viewer, bool]:
-        """The viewer that `?session=` names, or a new one for a player that only speaks WHEP."""
+        """The viewer that `?session=` names, or a new one for a player that only speaks WHEP.
+
+        With an empty `?session=` the token comes as `Authorization: Bearer`; without it such a header is a player's own
+        affair, such as what a proxy in front asks for.
+        """
         token = request.query_params.get("session")
+        if token == "":
+            token = request.headers.get("authorization", "").partition(" ")[2].strip()
         if token is None:
             return self._new_viewer(request), True
         viewer = self._host.hub.find(token)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, SessionSpec, World, WorldFull
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, Session, SessionSpec, World, WorldFull
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ PATIENCE_SECONDS = 20.0
 more, is taken for dead. Loading has no limit, for a large model may compile for many minutes."""
 
 LONGEST_PAUSE_SECONDS = 30.0
+RESUME_WINDOWS = 1
+"""How far before its window a session's memory is written again when it comes back: each window costs as much again,
+and all other viewers wait for it."""
 
 
 class Engine(Protocol):
@@ -49,6 +52,9 @@ class Engine(Protocol):
     def open(self, spec: SessionSpec) -> None: ...
     def control(self, session: str, control: Control) -> None: ...
     def close(self, session: str) -> None: ...
+    def snapshot(self, session: str, chunks: int | None = None) -> Session: ...
+    def resume(self, data: Session, name: str | None = None, windows: int | None = None) -> None: ...
+    def rewind(self, session: str, chunk: int, windows: int | None = None) -> None: ...
     def begin(self, sessions: Sequence[str] | None = None) -> list[Pending | Ended]: ...
     def wait(self) -> None: ...
 
@@ -83,13 +89,42 @@ class Close(NamedTuple):
     session: str
 
 
+class Snapshot(NamedTuple):
+    """Give a session as plain data, as it is between two steps; Snapped answers with the same `ticket`.
+
+    `chunks` bounds the latents as in Engine.snapshot. One that replaces another in the outbox answers for both, so
+    tickets rise.
+    """
+
+    session: str
+    ticket: int
+    chunks: int | None = 0
+
+
+class Resume(NamedTuple):
+    """Go on with a session from plain data, under the name `session`; Placed or Refused answers."""
+
+    session: str
+    data: Session
+
+
+class Rewind(NamedTuple):
+    """Take a session back to where it had made `chunk` chunks; Placed or Ended answers.
+
+    Its credit ends at its new first frame. What was steered before is forgotten.
+    """
+
+    session: str
+    chunk: int
+
+
 class Return(NamedTuple):
     """A block of shared memory has been read and may be written again."""
 
     block: int
 
 
-Command = Open | Steer | Grant | Close | Return
+Command = Open | Steer | Grant | Close | Snapshot | Resume | Rewind | Return
 
 
 # Events, from the engine. Chunk and Ended of pipeline.chunk are two more.
@@ -125,6 +160,23 @@ class Refused(NamedTuple):
     reason: str
 
 
+class Snapped(NamedTuple):
+    """A session as plain data, or None and the reason, a sentence."""
+
+    session: str
+    ticket: int
+    data: Session | None
+    reason: str = ""
+
+
+class Placed(NamedTuple):
+    """A session was resumed or rewound: what comes of it from here on begins with `chunk`, at video frame `frame`."""
+
+    session: str
+    chunk: int
+    frame: int
+
+
 class Failed(NamedTuple):
     """The engine cannot be built or broke; the process ends. `ours` is False for a user's mistake."""
 
@@ -133,14 +185,64 @@ class Failed(NamedTuple):
 
 
 class Died(NamedTuple):
-    """The engine's process is gone and every session with it; a new one is on its way if `again`."""
+    """The engine's process is gone and every session with it; a new one is on its way if `again`.
+
+    `at_work` are the sessions for which it was doing something: one of them may have been too much for it.
+    """
 
     reason: str
     again: bool
     ours: bool = True
+    at_work: tuple[str, ...] = ()
 
 
-Event = Progress | Ready | Chunk | Ended | Refused | Died
+Event = Progress | Ready | Chunk | Ended | Refused | Snapped | Placed | Died
+
+
+def first_frame(world: World, chunk: int) -> int:
+    """The session's video frame with which `chunk` begins, both counted from 0."""
+    return world.first_chunk_frames + (chunk - 1) * world.chunk_frames if chunk else 0
+
+
+LOGBOOK_BYTES = 4096
+
+
+class Logbook:
+    """Whom the engine works for, at the end of the shared memory, so that it can be read after its death.
+
+    Written by the engine's threads, read by the server.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory, self._start = memory, len(memory) - LOGBOOK_BYTES
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+
+    def begin(self, *sessions: str) -> None:
+        """Work for these sessions begins."""
+        self._count(sessions, 1)
+
+    def end(self, *sessions: str) -> None:
+        """It is done, without harm."""
+        self._count(sessions, -1)
+
+    def _count(self, sessions: Sequence[str], by: int) -> None:
+        with self._lock:
+            for session in sessions:
+                self._open[session] = self._open.get(session, 0) + by
+                if self._open[session] <= 0:
+                    del self._open[session]
+            text = "\n".join(self._open).encode()[: LOGBOOK_BYTES - 1]
+            self._memory[self._start : self._start + len(text) + 1] = text + b"\0"
+
+    def read(self) -> tuple[str, ...]:
+        """The sessions whose work had begun and not ended."""
+        text = self._memory[self._start :].partition(b"\0")[0].decode(errors="replace")
+        return tuple(text.split("\n")) if text else ()
+
+
+Word = Ended | Refused | Snapped | Placed
+"""What leaves the engine's process as it is; a chunk's frames go through the shared memory."""
 
 
 class Credit:
@@ -154,9 +256,14 @@ class Credit:
     def __contains__(self, session: str) -> bool:
         return session in self._next
 
-    def open(self, session: str) -> None:
-        """Count a new session from frame 0, without credit."""
-        self._next[session] = self._granted[session] = 0
+    def open(self, session: str, chunk: int = 0) -> None:
+        """Count a session from the first frame of `chunk`, new or once more, without credit."""
+        self._next[session] = self._granted[session] = first_frame(self._world, chunk)
+
+    def place(self, session: str, chunk: int) -> None:
+        """Count on from the first frame of `chunk`, with the credit that there is."""
+        if session in self._next:
+            self._next[session] = first_frame(self._world, chunk)
 
     def close(self, session: str) -> None:
         """Forget a session; an unknown one is no error."""
@@ -203,7 +310,7 @@ class Outbox:
             waits = self._waiting.get(key)
             if isinstance(command, Steer) and isinstance(waits, Steer):
                 command = Steer(command.session, waits.control.then(command.control))
-            if isinstance(command, Close):
+            if isinstance(command, Close | Rewind):  # what came before means nothing to what comes after
                 for kind in (Steer, Grant):
                     self._waiting.pop((kind, command.session), None)
             self._waiting[key] = command
@@ -308,7 +415,7 @@ class Worker:
         self._been_ready |= run.ready
         reason = failed.reason if failed else f"the engine's process ended {_how(run.process.exitcode)}"
         # What fails before it ever worked would fail again.
-        return Died(reason, again=self._been_ready, ours=failed.ours if failed else True), run.ready
+        return Died(reason, self._been_ready, failed.ours if failed else True, run.at_work), run.ready
 
     def _handle(self, event: Event) -> None:
         if not self._stopping.is_set():
@@ -337,6 +444,11 @@ class _Run:
         """True once the engine has been warm."""
         return self._memory is not None
 
+    @property
+    def at_work(self) -> tuple[str, ...]:
+        """The sessions for which something is being done, or was when the process ended."""
+        return Logbook(self._memory).read() if self._memory else ()
+
     def send(self, command: Command) -> None:
         """Leave a command for this process."""
         self._owed.note(command)
@@ -347,7 +459,8 @@ class _Run:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 if not self._pipe.poll(min(1.0, patience / 2)):
-                    if (silent := self._owed.seconds()) > max(patience, 10 * self._chunk_seconds):
+                    limit = max(patience, 10 * self._chunk_seconds) + 2 * self._chunk_seconds * self._owed.replayed
+                    if (silent := self._owed.seconds()) > limit:
                         self.process.kill()
                         return Failed(f"the engine did not answer for {silent:.0f} seconds", ours=True)
                     continue
@@ -362,7 +475,7 @@ class _Run:
         if isinstance(event, Ready):
             self._chunk_seconds = max(event.world.chunk_seconds, default=0.0)
             handle = reduction.recv_handle(self._pipe)
-            self._memory, self._block_bytes = mmap.mmap(handle, event.blocks * event.block_bytes), event.block_bytes
+            self._memory, self._block_bytes = _mapped(handle, event), event.block_bytes
             os.close(handle)
         if isinstance(event, Made):
             return self._copied(event)
@@ -410,6 +523,7 @@ class _Owed:
         self._clock, self._lock = clock, threading.Lock()
         self._credit: Credit | None = None
         self._since = 0.0
+        self._moving: dict[str, int] = {}
 
     def note(self, command: Command) -> None:
         """Count what a command allows; the wait begins when the first session is due."""
@@ -422,8 +536,12 @@ class _Owed:
                     self._credit.open(session)
                 case Grant(session, frame):
                     self._credit.grant(session, frame)
+                case Resume(session, data):
+                    self._move(session, data.chunk)
+                case Rewind(session, chunk) if session in self._credit:
+                    self._move(session, chunk)
                 case Close(session):
-                    self._credit.close(session)
+                    self._forget(session)
             if idle:
                 self._since = self._clock()
 
@@ -437,12 +555,35 @@ class _Owed:
                 case Made(chunk, _, shape) if self._credit:
                     self._credit.made(chunk.session, shape[0])
                 case Ended(session) | Refused(session) if self._credit:
-                    self._credit.close(session)
+                    self._forget(session)
+                case Placed(session, chunk) if self._credit:
+                    self._moving.pop(session, None)
+                    self._credit.place(session, chunk)
+
+    def _move(self, session: str, chunk: int) -> None:
+        assert self._credit is not None, "nothing is counted before the engine is ready"
+        self._credit.open(session, chunk)
+        self._moving[session] = chunk
+
+    def _forget(self, session: str) -> None:
+        assert self._credit is not None, "nothing is counted before the engine is ready"
+        self._credit.close(session)
+        self._moving.pop(session, None)
+
+    @property
+    def replayed(self) -> int:
+        """How many chunks the engine may have to make once more for sessions that it takes back or resumes."""
+        with self._lock:
+            return sum(self._moving.values())
 
     def seconds(self) -> float:
         """How long the engine has been silent with a chunk due; 0 when it owes none."""
         with self._lock:
             return self._clock() - self._since if self._credit and self._credit.due() else 0.0
+
+
+def _mapped(handle: int, ready: Ready) -> mmap.mmap:
+    return mmap.mmap(handle, ready.blocks * ready.block_bytes + LOGBOOK_BYTES)
 
 
 def _how(exitcode: int | None) -> str:
@@ -517,10 +658,11 @@ class _Servant:
     ) -> None:
         """`blocks` are those of the shared memory that are free; filled here, and as the server gives them back."""
         self._pipe, self._inbox, self._free, self._engine = pipe, inbox, blocks, engine
-        self._credit = Credit(world)
+        self._world, self._credit = world, Credit(world)
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
-        self._leaving: queue.SimpleQueue[Pending | Ended | Refused] = queue.SimpleQueue()
+        self._leaving: queue.SimpleQueue[Pending | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
+        self._logbook = Logbook(self._memory)
         threading.Thread(target=self._ship, name="frames", daemon=True).start()
 
     def _share(self, world: World, blocks: int) -> mmap.mmap:
@@ -528,10 +670,11 @@ class _Servant:
         for block in range(blocks):
             self._free.put(block)
         handle = os.memfd_create("chunkcast-frames")
-        os.ftruncate(handle, blocks * self._block_bytes)
-        self._pipe.send(Ready(world, blocks, self._block_bytes))
+        os.ftruncate(handle, blocks * self._block_bytes + LOGBOOK_BYTES)
+        ready = Ready(world, blocks, self._block_bytes)
+        self._pipe.send(ready)
         reduction.send_handle(self._pipe, handle, os.getppid())
-        memory = mmap.mmap(handle, blocks * self._block_bytes)
+        memory = _mapped(handle, ready)
         os.close(handle)
         return memory
 
@@ -540,6 +683,7 @@ class _Servant:
         while True:
             self._obey_all(wait=not self._credit.due())
             if due := self._credit.due():
+                self._logbook.begin(*due)
                 for begun in self._engine.begin(due):
                     self._count(begun)
                     self._leaving.put(begun)
@@ -560,8 +704,10 @@ class _Servant:
 
     def _obey(self, command: Command) -> None:
         match command:
-            case Open(session, spec):
-                self._open(session, spec)
+            case Open(session) | Resume(session) | Rewind(session):
+                self._logbook.begin(session)
+                self._place_as_told(command)
+                self._logbook.end(session)
             case Steer(session, control) if session in self._credit:
                 self._engine.control(session, control)
             case Grant(session, frame):
@@ -569,6 +715,17 @@ class _Servant:
             case Close(session):
                 self._engine.close(session)
                 self._credit.close(session)
+            case Snapshot(session, ticket, chunks):
+                self._leaving.put(self._snapshot(session, ticket, chunks))
+
+    def _place_as_told(self, command: Open | Resume | Rewind) -> None:
+        match command:
+            case Open(session, spec):
+                self._open(session, spec)
+            case Resume(session, data):
+                self._resume(session, data)
+            case Rewind(session, chunk) if session in self._credit:
+                self._rewind(session, chunk)
 
     def _open(self, session: str, spec: SessionSpec) -> None:
         try:
@@ -578,20 +735,50 @@ class _Servant:
         else:
             self._credit.open(session)
 
+    def _snapshot(self, session: str, ticket: int, chunks: int | None) -> Snapped:
+        try:
+            return Snapped(session, ticket, self._engine.snapshot(session, chunks))
+        except ValueError as error:
+            return Snapped(session, ticket, None, str(error))
+
+    def _resume(self, session: str, data: Session) -> None:
+        try:
+            self._engine.resume(data, session, RESUME_WINDOWS)
+        except (ValueError, WorldFull) as error:
+            self._leaving.put(Refused(session, str(error)))
+        else:
+            self._place(session, data.chunk)
+
+    def _rewind(self, session: str, chunk: int) -> None:
+        try:
+            self._engine.rewind(session, chunk, RESUME_WINDOWS)
+        except ValueError as error:
+            self._engine.close(session)
+            self._credit.close(session)
+            self._leaving.put(Ended(session, str(error)))
+        else:
+            self._place(session, chunk)
+
+    def _place(self, session: str, chunk: int) -> None:
+        self._credit.open(session, chunk)
+        self._leaving.put(Placed(session, chunk, first_frame(self._world, chunk)))
+
     # The thread of what leaves.
 
     def _ship(self) -> None:
         try:
             while True:
-                self._send(self._leaving.get())
+                self._send(leaving := self._leaving.get())
+                if not isinstance(leaving, Refused | Snapped | Placed):
+                    self._logbook.end(leaving.session)
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
         except Exception as error:  # whatever a device can raise: the server must hear of it in words
             _confess(self._pipe, error)
             os._exit(1)
 
-    def _send(self, leaving: Pending | Ended | Refused) -> None:
-        if isinstance(leaving, Ended | Refused):
+    def _send(self, leaving: "Pending | Word") -> None:
+        if isinstance(leaving, Word):
             self._pipe.send(leaving)
             return
         result = leaving.result()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World, WorldFull
+from pipeline.chunk import Chunk, Control, Ended, Event, Session, SessionSpec, World, WorldFull
 
 WIDTH, HEIGHT, FPS, CHUNK_FRAMES = 160, 96, 16, 4
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -29,7 +29,8 @@ class Ready:
 class FakeEngine:
     """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
 
-    "die" kills the process in its next step, "hang" never returns, "explode" raises, "stop" ends its session.
+    "die" kills the process in its next step, "hang" never returns, "explode" raises, "stop" ends its session, "rot"
+    has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
     def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail=""):
@@ -49,7 +50,43 @@ class FakeEngine:
             raise WorldFull
         if spec.prompt == "refuse":
             raise ValueError("this prompt is refused")
-        self.sessions[spec.session] = {"prompt": spec.prompt, "control": Control(), "frame": 0, "x": spec.seed % WIDTH}
+        self.sessions[spec.session] = {
+            "spec": spec,
+            "prompt": spec.prompt,
+            "control": Control(),
+            "frame": 0,
+            "x": spec.seed % WIDTH,
+            "after": [],
+            "events": [],
+        }
+
+    def snapshot(self, session: str, chunks=None):
+        if session not in self.sessions or self.sessions[session]["prompt"] == "rot":
+            raise ValueError(f"{session} cannot be kept")
+        state = self.sessions[session]
+        after = np.array(state["after"], np.float32).reshape(-1, 1, 1, 1, 1)
+        made = state["frame"] // CHUNK_FRAMES
+        events = tuple({event.chunk: event for event in state["events"]}.values())
+        first = np.empty((0, 1, 1, 1, 1), np.float32)
+        held = replace(state["control"], prompt=None)
+        kept = after if chunks is None else after[-max(1, chunks) :]
+        waiting = state["control"] if state["control"].prompt else None
+        return Session("fake", state["spec"], made, state["frame"], events, first, kept, held, waiting)
+
+    def resume(self, data: Session, name=None, windows=None):
+        if data.preset != "fake":
+            raise ValueError(f"the session is of the preset {data.preset}; this engine runs fake")
+        self.open(replace(data.spec, session=name or data.spec.session))
+        state = self.sessions[name or data.spec.session]
+        prompts = [event.prompt for event in data.events if event.prompt]
+        after = [0] * data.oldest + [int(each) for each in data.latents.ravel()]
+        state.update(frame=data.chunk * CHUNK_FRAMES, events=list(data.events), control=data.waiting or data.held)
+        state.update(prompt=[data.spec.prompt, *prompts][-1], after=after, x=[state["x"], *after][-1])
+
+    def rewind(self, session: str, chunk: int, windows=None):
+        data = self.snapshot(session).rewound(chunk, chunk * CHUNK_FRAMES)
+        self.close(session)
+        self.resume(data)
 
     def control(self, session: str, control: Control):
         state = self.sessions[session]
@@ -69,6 +106,8 @@ class FakeEngine:
         state = self.sessions[session]
         control = state["control"]
         state["prompt"] = control.prompt or state["prompt"]
+        if control.prompt:
+            state["events"].append(Event(state["frame"] // CHUNK_FRAMES, control.keys, control.prompt))
         state["control"] = replace(control, prompt=None)
         self._break_if_told(state["prompt"])
         if state["prompt"] == "stop":
@@ -78,6 +117,7 @@ class FakeEngine:
         speed = 4 * (("l" in control.keys) - ("j" in control.keys)) + 1
         first, state["frame"] = state["frame"], state["frame"] + CHUNK_FRAMES
         frames = np.stack([self._draw(state, speed) for _ in range(CHUNK_FRAMES)])
+        state["after"].append(state["x"])
         words = tuple(word for word in state["prompt"].split() if word not in COLOURS)
         seconds = {"total": self.seconds}
         return Chunk(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import machine, throughput
+from benchmarks import keeping, machine, throughput
 
 
 @pytest.mark.slow
@@ -19,3 +19,10 @@ def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
 def test_a_result_names_its_commit_and_machine():
     facts = machine.facts()
     assert facts["cores"] >= 1 and facts["torch"] and facts["cpu"] and facts["commit"]
+
+
+def test_keeping_measures_what_a_resume_needs_and_the_whole_history(capsys):
+    assert keeping.main(["--chunks", "9"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["needed"]["chunks"] < result["all"]["chunks"] == 9
+    assert all(cost["bytes"] > 0 and cost["resume_ms"] > 0 for cost in (result["needed"], result["all"]))

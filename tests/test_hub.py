@@ -1,11 +1,27 @@
 """stream/hub.py: who is live, what the engine is told and what each viewer hears; without sockets or processes."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.chunk import Chunk, Control, Ended, World
+from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World
 from stream import protocol, worker
-from stream.hub import MAX_WAITING, PICTURE_SECONDS, Hub
+from stream.fairness import ASKED_SECONDS, Fairness
+from stream.hub import (
+    FORGIVEN_SECONDS,
+    GRACE_SECONDS,
+    KEEP_BYTES_A_SECOND,
+    KEEP_SECONDS,
+    MAX_WAITING,
+    PICTURE_SECONDS,
+    Hub,
+)
+from stream.session import State
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
 
@@ -21,12 +37,28 @@ class FakeWorker:
         return [command for command in self.commands if isinstance(command, kind)]
 
 
+class Drawer(dict):
+    """An archive in memory."""
+
+    count = bytes = swept = 0
+    put = dict.__setitem__
+
+    def remove(self, token):
+        self.pop(token, None)
+
+    def sweep(self):
+        self.swept += 1
+
+
 class Page:
     """One viewer, and the messages that it heard."""
 
     def __init__(self, hub, prompt="red", seed=5):
         self.hub, self.heard = hub, []
-        self.viewer = hub.enter(prompt, seed, self.heard.append)
+        self.viewer = hub.enter(prompt, seed, self.hear)
+
+    def hear(self, message):
+        self.heard.append(message)
 
     def types(self):
         return [message.type for message in self.heard]
@@ -48,10 +80,38 @@ def engine():
 
 
 @pytest.fixture
-def hub(engine, clock):
-    made = Hub(engine, clock=clock)
+def drawer():
+    return Drawer()
+
+
+@pytest.fixture
+def hub(engine, clock, drawer):
+    return open_hub(engine, clock, drawer)
+
+
+def open_hub(engine, clock, drawer, **limits):
+    made = Hub(engine, clock=clock, archive=drawer, fairness=Fairness(**limits))
     made.happen(worker.Ready(WORLD, 1, 1))
     return made
+
+
+def data(chunk=3, sequence=0, **changes):
+    latents = np.zeros((min(chunk, 1), 1, 1, 1, 1), np.float32)
+    spec = SessionSpec("a", "red", 5)
+    return Session("fake", spec, chunk, 4 * chunk, (), latents[:0], latents, Control(sequence), **changes)
+
+
+def snap(hub, engine, kept):
+    """The engine answers the last snapshot asked for."""
+    asked = engine.of(worker.Snapshot)[-1]
+    hub.happen(worker.Snapped(asked.session, asked.ticket, kept))
+
+
+def pass_time(hub, clock, seconds):
+    """Time passes with the hub's ticks in it; no engine answers, no one fetches."""
+    for _ in range(round(seconds * 4)):
+        clock.advance(0.25)
+        hub.tick()
 
 
 def chunk(run, index=0, sequence=0, scene="a scene", unknown=()):
@@ -222,3 +282,381 @@ def test_two_viewers_have_different_secrets_and_are_found_by_them(hub):
     assert tokens[0] != tokens[1] and len(tokens[0]) >= 32
     assert hub.find(tokens[1]) is second.viewer
     assert hub.find("guess") is None
+
+
+# Who was lost comes back.
+
+
+def test_a_lost_viewer_who_comes_back_in_time_has_the_same_slot_and_the_same_run(hub, engine, clock):
+    page, waiting = Page(hub), [Page(hub), Page(hub)]
+    hub.happen(chunk(page.run))
+    watch(page, 2)
+    run = page.run
+    hub.lose(page.viewer, page.hear)
+    pass_time(hub, clock, GRACE_SECONDS - 1)
+    again = []
+    hub.return_(hub.find(page.viewer.session.token), again.append)
+    assert [message.type for message in again] == ["welcome", "live"] and again[1].slot == 0
+    assert page.run == run and len(page.viewer.pacer) == 2, "the frames that waited are still there"
+    pass_time(hub, clock, 2)
+    assert len(engine.of(worker.Open)) == 2 and waiting[1].types()[-1] == "queued"
+
+
+def test_a_lost_viewer_is_parked_after_the_grace_and_the_next_one_enters(hub, engine, clock, drawer):
+    page, _, third = Page(hub), Page(hub), Page(hub)
+    token = page.viewer.session.token
+    hub.happen(chunk(page.run))
+    hub.lose(page.viewer, page.hear)
+    pass_time(hub, clock, GRACE_SECONDS + 0.5)
+    assert [type(one) for one in engine.commands if one[0] == page.run][-2:] == [worker.Snapshot, worker.Close]
+    assert third.last(protocol.Live).slot == 0 and token not in drawer
+    snap(hub, engine, data(3, 7))
+    assert drawer[token].chunk == 3 and hub.find(token) is None and "parked" not in page.types()
+
+
+def test_a_parked_session_goes_on_with_its_next_frame_its_prompt_and_its_numbers(hub, engine):
+    heard = []
+    viewer = hub.resume("secret", data(3, 7), heard.append)
+    assert [message.type for message in heard] == ["welcome", "live"]
+    assert (heard[0].token, heard[0].seq, heard[1].prompt, heard[1].seed) == ("secret", 7, "red", 5)
+    name = viewer.session.engine_name
+    resumed, steer, grant = engine.commands
+    assert (resumed.session, resumed.data.chunk) == (name, 3)
+    assert steer == worker.Steer(name, Control(7)) and grant == worker.Grant(name, 16)
+
+
+def test_who_comes_back_while_the_session_is_on_its_way_to_the_disk_goes_on_with_it(hub, engine, clock):
+    page = Page(hub)
+    hub.happen(chunk(page.run))
+    hub.lose(page.viewer, page.hear)
+    pass_time(hub, clock, GRACE_SECONDS + 0.5)
+    again = []
+    hub.return_(hub.find(page.viewer.session.token), again.append)
+    assert again[-1].type == "queued" and not engine.of(worker.Resume)
+    snap(hub, engine, data(3))
+    assert again[-1].type == "live" and engine.of(worker.Resume)[0].data.chunk == 3
+
+
+def test_who_is_lost_in_line_is_passed_over_and_then_gone(hub, clock, drawer):
+    first, _, third, fourth = (Page(hub) for _ in range(4))
+    hub.lose(third.viewer, third.hear)
+    hub.leave(first.viewer)
+    assert fourth.types()[-1] == "live"
+    pass_time(hub, clock, GRACE_SECONDS + 0.5)
+    assert hub.find(third.viewer.session.token) is None and not drawer
+
+
+def test_a_second_connection_takes_a_session_over_and_the_first_ones_end_does_not_touch_it(hub, clock):
+    page, again = Page(hub), []
+    hub.return_(page.viewer, again.append)
+    assert "another connection" in page.last(protocol.Ended).reason
+    hub.lose(page.viewer, page.hear)
+    pass_time(hub, clock, GRACE_SECONDS + 1)
+    assert page.viewer.session.state is State.LIVE and again[-1].type == "stats"
+
+
+def test_a_parked_viewer_is_told_and_gone_for_good_when_it_left(hub, engine, drawer):
+    page, other = Page(hub), Page(hub)
+    page.says(protocol.Park())
+    assert page.types()[-1] == "parked"
+    snap(hub, engine, data())
+    assert page.viewer.session.token in drawer
+    drawer.put(other.viewer.session.token, data())
+    other.says(protocol.Leave())
+    assert list(drawer) == [page.viewer.session.token]
+
+
+def test_a_server_that_closes_keeps_what_it_has_of_each_session(hub, engine, clock, drawer):
+    page, _ = Page(hub), Page(hub)
+    hub.happen(chunk(page.run))
+    pass_time(hub, clock, KEEP_SECONDS)
+    snap(hub, engine, data(1))
+    hub.close("The server is closing.")
+    assert list(drawer) == [page.viewer.session.token] and page.last(protocol.Parked).by_itself
+
+
+# The engine dies.
+
+
+def test_after_a_death_sessions_go_on_from_what_was_last_kept_with_the_prompt_that_came_since(hub, engine, clock):
+    page = Page(hub)
+    hub.happen(chunk(page.run, 0))
+    pass_time(hub, clock, KEEP_SECONDS)
+    snap(hub, engine, data(1, 0))
+    page.says(protocol.Prompt(seq=2, text="blue"))
+    hub.happen(worker.Died("killed", again=True))
+    assert page.last(protocol.Queued).restoring
+    hub.happen(worker.Ready(WORLD, 1, 1))
+    resumed, steer, grant = engine.commands[-3:]
+    assert (resumed.session, resumed.data.chunk) == (page.run, 1)
+    assert steer.control == Control(2, frozenset(), "blue") and grant.frame == 8
+    assert page.last(protocol.Live).prompt == "blue"
+
+
+def test_a_world_that_stands_still_is_not_kept_again(hub, engine, clock):
+    page = Page(hub)
+    hub.happen(chunk(page.run, 0))
+    pass_time(hub, clock, 5 * KEEP_SECONDS)
+    assert len(engine.of(worker.Snapshot)) == 1
+    assert page.viewer.session.state is State.LIVE
+
+
+def test_a_world_with_a_long_memory_is_kept_less_often(hub, engine, clock):
+    page = Page(hub)
+    for index in range(8):
+        hub.happen(chunk(page.run, index))
+        watch(page, 4)
+        pass_time(hub, clock, KEEP_SECONDS)
+        if index == 0:
+            large = np.zeros((1, 4 * KEEP_BYTES_A_SECOND, 1, 1, 1), np.float32)
+            snap(hub, engine, replace(data(1), latents=large, first=large[:0]))
+    assert len(engine.of(worker.Snapshot)) == 2
+
+
+def die_at_work(hub, *pages):
+    hub.happen(worker.Died("out of memory", True, True, tuple(page.run for page in pages)))
+    hub.happen(worker.Ready(WORLD, 1, 1))
+
+
+def test_a_session_that_breaks_the_engine_twice_is_ended_and_the_others_go_on(hub, clock):
+    guilty, other = Page(hub), Page(hub)
+    die_at_work(hub, guilty, other)
+    assert (guilty.types()[-1], other.types()[-1]) == ("live", "queued"), "it comes back alone"
+    die_at_work(hub, guilty)
+    assert "broke the engine twice: out of memory" in guilty.last(protocol.Ended).reason
+    assert other.types()[-1] == "live"
+
+
+def test_who_came_back_alone_is_to_blame_and_not_those_beside_it(hub):
+    innocent, guilty = Page(hub), Page(hub)
+    die_at_work(hub, innocent, guilty)
+    hub.happen(chunk(innocent.run))
+    assert guilty.types()[-1] == "live", "the first one made a chunk, so the next may come"
+    die_at_work(hub, innocent, guilty)
+    assert guilty.types()[-1] == "ended" and innocent.types()[-1] == "live"
+
+
+def test_a_death_is_forgiven_after_a_minute(hub, clock):
+    page = Page(hub)
+    die_at_work(hub, page)
+    pass_time(hub, clock, FORGIVEN_SECONDS + 1)
+    die_at_work(hub, page)
+    assert page.types()[-1] == "live"
+
+
+# Pause and rewind.
+
+
+def test_a_paused_world_gets_no_credit_and_says_with_which_chunk_it_stops(hub, engine, clock):
+    page = Page(hub)
+    hub.happen(chunk(page.run))
+    watch(page, 2)
+    page.says(protocol.Pause(seq=3))
+    assert page.heard[-2:] == [protocol.Received(seq=3), protocol.Paused(seq=3, chunk=2)]
+    grants = len(engine.of(worker.Grant))
+    watch(page, 2)
+    pass_time(hub, clock, 2 * PICTURE_SECONDS)
+    assert len(engine.of(worker.Grant)) == grants and page.viewer.session.state is State.LIVE
+    page.says(protocol.Unpause(seq=4))
+    assert engine.commands[-2:] == [worker.Steer(page.run, Control(4)), worker.Grant(page.run, 8)]
+
+
+def test_a_rewind_forgets_what_waits_and_shows_what_comes_after_it_only(hub, engine):
+    page = Page(hub)
+    for index in range(3):
+        hub.happen(chunk(page.run, index))
+        watch(page, 3)
+    page.says(protocol.Rewind(seq=5, chunk=1))
+    assert page.heard[-1] == protocol.Received(seq=5) and len(page.viewer.pacer) == 0
+    rewind, steer, grant = engine.commands[-3:]
+    assert rewind == worker.Rewind(page.run, 1) and grant == worker.Grant(page.run, 8)
+    assert steer == worker.Steer(page.run, Control(5))
+    hub.happen(chunk(page.run, 3))
+    assert len(page.viewer.pacer) == 0, "it was on its way"
+    hub.happen(worker.Placed(page.run, 1, 4))
+    hub.happen(chunk(page.run, 1, sequence=5))
+    watch(page, 1)
+    assert page.last(protocol.Applied).chunk == 1 and engine.commands[-1] == worker.Grant(page.run, 9)
+
+
+def test_a_rewind_to_what_has_not_been_and_one_too_many_are_refused_with_what_would_be_right(hub):
+    page = Page(hub)
+    hub.happen(chunk(page.run))
+    with pytest.raises(protocol.ProtocolError, match="0 up to 1, not 2"):
+        page.says(protocol.Rewind(seq=1, chunk=2))
+    with pytest.raises(protocol.ProtocolError, match="3 times in a row") as refused:
+        for seq in range(2, 10):
+            page.says(protocol.Rewind(seq=seq, chunk=0))
+            hub.happen(worker.Placed(page.run, 0, 0))
+    assert refused.value.seq == 5
+    waiting = [Page(hub), Page(hub)][-1]
+    for message in (protocol.Rewind(seq=1, chunk=0), protocol.Pause(seq=1)):
+        with pytest.raises(protocol.ProtocolError, match="only a world that is live"):
+            waiting.says(message)
+
+
+# When others wait.
+
+
+def test_a_turn_ends_only_when_others_wait_and_the_world_goes_on_in_its_next_turn(engine, clock, drawer):
+    hub = open_hub(engine, clock, drawer, turn=30)
+    hub.happen(worker.Ready(replace(WORLD, slots=1), 1, 1))
+    page = Page(hub)
+    pass_time(hub, clock, 40)
+    assert page.viewer.session.state is State.LIVE
+    other = Page(hub)
+    assert other.last(protocol.Queued).wait_seconds == 0
+    pass_time(hub, clock, 0.25)
+    assert other.types()[-1] == "live"
+    assert "turn is over" in page.last(protocol.Queued).reason and page.last(protocol.Queued).wait_seconds == 30
+    snap(hub, engine, data(2))
+    pass_time(hub, clock, 30.25)
+    assert page.last(protocol.Live) and engine.of(worker.Resume)[0].data.chunk == 2
+    assert other.last(protocol.Queued).place == 1
+
+
+def test_without_a_limit_no_turn_ends_and_the_wait_is_told_from_the_mean_stay(hub, clock):
+    page, _, third = Page(hub), Page(hub), Page(hub)
+    assert third.last(protocol.Queued).wait_seconds is None
+    pass_time(hub, clock, 100)
+    fourth = Page(hub)
+    hub.leave(page.viewer)
+    assert third.types()[-1] == "live" and fourth.last(protocol.Queued).wait_seconds == 50
+
+
+def test_an_idle_viewer_is_asked_and_then_parked_while_others_wait(engine, clock, drawer):
+    hub = open_hub(engine, clock, drawer, idle=60)
+    idle, busy = Page(hub), Page(hub)
+    pass_time(hub, clock, 100)
+    assert "asked" not in idle.types()
+    Page(hub)
+    pass_time(hub, clock, 1)
+    assert idle.last(protocol.Asked).seconds == ASKED_SECONDS
+    busy.says(protocol.Keys(seq=1, held=("w",)))
+    pass_time(hub, clock, ASKED_SECONDS + 1)
+    assert idle.types()[-1] == "parked" and busy.viewer.session.state is State.LIVE
+
+
+# Whatever happens.
+
+
+class Model(FakeWorker):
+    """An engine that counts: it has room for the world's slots, and it answers what it is asked when told."""
+
+    def __init__(self, slots):
+        super().__init__()
+        self.slots, self.open, self.answers, self.credit = slots, {}, [], {}
+
+    def send(self, command):
+        match command:
+            case worker.Open(name) | worker.Resume(name):
+                assert name not in self.open and len(self.open) < self.slots, "a slot is held twice"
+                self.open[name] = command.data.chunk if isinstance(command, worker.Resume) else 0
+            case worker.Close(name):
+                self.open.pop(name, None)
+                self.credit.pop(name, None)
+            case worker.Rewind(name, made):
+                self.open[name] = made
+                self.credit[name] = 4 * made
+                self.answers.append(worker.Placed(name, made, 4 * made))
+            case worker.Grant(name, frame):
+                self.credit[name] = max(self.credit.get(name, 0), frame)
+            case worker.Snapshot(name, ticket):
+                kept = data(self.open[name]) if name in self.open else None
+                self.answers.append(worker.Snapped(name, ticket, kept, "" if kept else "not here"))
+
+    def make(self):
+        """The next chunk of each session with credit."""
+        for name, made in self.open.items():
+            if 4 * made < self.credit.get(name, 0):
+                self.open[name] += 1
+                self.answers.append(chunk(name, made))
+
+
+EVENTS = ["enter", "lose", "return", "leave", "park", "resume", "pause", "unpause", "rewind", "restart", "fetch"]
+EVENTS += ["prompt", "tick", "tick", "long", "answer", "answer", "play", "play", "watch", "die", "end"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 5)), min_size=10, max_size=80))
+def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all_come_to_their_end(events):
+    clock, engine, drawer = FakeClock(), Model(2), Drawer()
+    hub = open_hub(engine, clock, drawer, turn=20, idle=30)
+    pages = []
+    for seq, (event, number) in enumerate(events, 1):
+        page = pages[number % len(pages)] if pages else None
+        if event == "enter":
+            pages.append(Page(hub))
+        elif event in ("play", "answer", "tick", "long", "die"):
+            pass_by(hub, engine, clock, event)
+        elif page:
+            with contextlib.suppress(protocol.ProtocolError):
+                happen_to(page, hub, engine, drawer, event, seq)
+        live = [session.engine_name for session in hub._line.live]
+        assert sorted(engine.open) == sorted(live), "who is live is open in the engine, and no one else"
+    settle(hub, engine, clock)
+    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.values() if not viewer.paused}
+    pass_by(hub, engine, clock, "play")
+    for name, viewer in hub._runs.items():
+        assert viewer.paused or name not in before or viewer.made > before[name], "who looks sees the world go on"
+    for page in pages:
+        hub.leave(page.viewer)
+    settle(hub, engine, clock)
+    assert not engine.open and not hub._viewers and not hub._runs and hub.has_room
+
+
+def pass_by(hub, engine, clock, event):
+    if event == "play":
+        for _ in range(4):
+            engine.make()
+            settle(hub, engine, clock)
+            for viewer in list(hub._runs.values()):
+                while viewer.pacer and len(viewer.pacer):
+                    hub.took(viewer, viewer.pacer.pop())
+            pass_time(hub, clock, 1)
+    elif event == "answer" and engine.answers:
+        hub.happen(engine.answers.pop(0))
+    elif event == "die":
+        at_work = tuple(engine.open)[:1]
+        engine.open, engine.answers, engine.credit = {}, [], {}
+        hub.happen(worker.Died("killed", True, True, at_work))
+        hub.happen(worker.Ready(WORLD, 1, 1))
+    elif event in ("tick", "long"):
+        pass_time(hub, clock, 0.25 if event == "tick" else 11)
+
+
+def happen_to(page, hub, engine, drawer, event, seq):
+    viewer, token = page.viewer, page.viewer.session.token
+    here = hub.find(token) is viewer
+    if event == "return" and hub.find(token):
+        hub.return_(hub.find(token), page.hear)
+        page.viewer = hub.find(token)
+    elif event == "resume" and not hub.find(token) and token in drawer:
+        page.viewer = hub.resume(token, drawer[token], page.hear)
+    elif event == "leave":
+        hub.leave(viewer)
+    elif event == "lose":
+        hub.lose(viewer, page.hear)
+    elif event == "fetch" and here:
+        hub.fetch(viewer, lambda data: None)
+    elif event == "end" and viewer.session.engine_name in engine.open:
+        del engine.open[viewer.session.engine_name]
+        hub.happen(Ended(viewer.session.engine_name, "broken"))
+    elif event == "watch" and viewer.pacer and len(viewer.pacer):
+        watch(page, 1)
+    elif here and viewer.hear == page.hear:
+        messages = {
+            "park": protocol.Park(),
+            "pause": protocol.Pause(seq=seq),
+            "unpause": protocol.Unpause(seq=seq),
+            "rewind": protocol.Rewind(seq=seq, chunk=max(0, viewer.made - 1)),
+            "restart": protocol.Restart(seq=seq),
+            "prompt": protocol.Prompt(seq=seq, text="blue"),
+        }
+        if event in messages:
+            page.says(messages[event])
+
+
+def settle(hub, engine, clock):
+    while engine.answers:
+        hub.happen(engine.answers.pop(0))
+    hub.tick()

@@ -430,3 +430,43 @@ def test_no_control_leaves_the_screen_or_covers_another(visit, size):
             apart = one["right"] <= other["left"] or other["right"] <= one["left"]
             apart = apart or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
             assert apart, (name, one, other_name, other)
+
+
+def test_after_a_broken_connection_the_page_comes_back_with_its_token_and_counts_on(live):
+    page, script = live()
+    script.drop()
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    assert "token" not in script.of("hello")[0] and script.of("hello")[1]["token"] == "secret"
+    script.send("queued", place=1, waiting=1, reason="The engine starts again.", restoring=True, wait_seconds=100)
+    wait_for_state(page, "waiting")
+    assert page.inner_text("#veil-title") == "Restoring your world"
+    assert "about 2 minutes" in page.inner_text("#veil-text")
+    script.live()
+    wait_for_state(page, "live")
+
+
+def test_an_ended_session_is_not_come_back_to(live):
+    _, script = live()
+    script.send("ended", reason="You left.")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page begins again")
+    assert "token" not in script.of("hello")[1]
+
+
+def test_a_parked_world_waits_for_a_click_and_goes_on_with_its_token(live):
+    page, script = live()
+    script.send("asked", seconds=30)
+    page.wait_for_function("document.getElementById('notice').textContent.includes('press a key within 30 seconds')")
+    script.send("parked", reason="Nothing was steered for a while.", by_itself=None)
+    page.wait_for_function("document.getElementById('veil-title').textContent === 'Your world is kept'")
+    page.wait_for_timeout(1200)
+    assert len(script.of("hello")) == 1, "it does not come back by itself"
+    page.click("#veil-action")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page goes on")
+    assert script.of("hello")[1]["token"] == "secret"
+
+
+def test_a_world_that_a_server_parked_for_its_own_sake_comes_back_by_itself(live):
+    _, script = live()
+    script.send("parked", reason="The server is closing.", by_itself=True)
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    assert script.of("hello")[1]["token"] == "secret"

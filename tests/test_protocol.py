@@ -3,13 +3,29 @@
 import json
 import shutil
 import subprocess
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream import protocol
-from stream.protocol import MAX_MESSAGE_BYTES, Hello, Keys, Leave, Prompt, ProtocolError, Restart, Shown, parse
+from stream.protocol import (
+    MAX_MESSAGE_BYTES,
+    Hello,
+    Keys,
+    Leave,
+    Park,
+    Pause,
+    Prompt,
+    ProtocolError,
+    Restart,
+    Rewind,
+    Shown,
+    Unpause,
+    parse,
+)
+from stream.session import LIFE
 
 GOOD = [
     Hello(version=1, prompt="a forest", seed=7),
@@ -20,6 +36,11 @@ GOOD = [
     Shown(seq=3, ms=212.5),
     Restart(seq=4),
     Restart(seq=5, seed=0, prompt="a desert"),
+    Hello(version=1, prompt="a forest", token="x" * 32),
+    Rewind(seq=6, chunk=0),
+    Pause(seq=7),
+    Unpause(seq=8),
+    Park(),
     Leave(),
 ]
 
@@ -56,6 +77,8 @@ BAD = [
     ('{"type": "keys", "seq": true, "held": []}', "'seq' is wrong"),
     ('{"type": "keys", "seq": 1, "held": [], "also": 1}', "'also' is wrong"),
     ('{"type": "shown", "seq": 1, "ms": NaN}', "'ms' is wrong"),
+    ('{"type": "hello", "version": 1, "prompt": "a", "token": "../etc"}', "'token' is wrong"),
+    ('{"type": "rewind", "seq": 1, "chunk": -1}', "'chunk' is wrong"),
     ('{"type": "leave", "seq": ' + "9" * 5000 + "}", "not JSON"),
     (" " * (MAX_MESSAGE_BYTES + 1), "characters; at most"),
 ]
@@ -91,15 +114,26 @@ def test_no_object_raises_anything_but_a_protocol_error(data):
 
 def test_the_page_has_the_messages_of_this_protocol():
     assert protocol.PAGE_COPY.read_text() == protocol.javascript()
+    assert protocol.DOCUMENT.read_text() == protocol.markdown()
     assert protocol.main(["--check"]) == 0
 
 
-def test_a_stale_copy_is_said_to_be_stale(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "PAGE_COPY", tmp_path / "messages.js")
+def test_the_document_tells_every_message_every_field_and_every_step_of_a_life():
+    text = protocol.markdown()
+    for model in (*get_args(protocol.FromClient), *get_args(protocol.FromServer)):
+        section = text.split(f"### `{model.model_fields['type'].default}`\n")[1].split("\n#")[0]
+        assert all(f"| `{name}` |" in section for name in model.model_fields if name != "type"), section
+    assert all(f"| {state.value} | {event} | " in text for state, event in LIFE)
+
+
+@pytest.mark.parametrize("name", ["PAGE_COPY", "DOCUMENT"])
+def test_a_stale_copy_is_said_to_be_stale(tmp_path, monkeypatch, capsys, name):
+    for each in ("PAGE_COPY", "DOCUMENT"):
+        monkeypatch.setattr(protocol, each, tmp_path / each)
+    assert protocol.main(["--write"]) == 0 and protocol.main(["--check"]) == 0
+    (tmp_path / name).write_text("old")
     assert protocol.main(["--check"]) == 1
-    assert "--write" in capsys.readouterr().err
-    assert protocol.main(["--write"]) == 0
-    assert protocol.main(["--check"]) == 0
+    assert capsys.readouterr().err == f"{name} is stale: run python -m stream.protocol --write\n"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's copy outside a browser")

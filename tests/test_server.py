@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 
 import httpx
@@ -176,6 +178,116 @@ async def test_when_the_engine_dies_viewers_wait_and_are_live_again(client):
         await say(page, type="prompt", seq=4, text="green")
         assert (await hear(page, "live"))["prompt"] == "green"
         assert "green bar" in (await hear(page, "scene"))["text"]
+
+
+async def break_off(page):
+    """The connection breaks without a word."""
+    page.transport.abort()
+    await page.wait_closed()
+
+
+async def walked(page, player, client, token, seq=1):
+    """See the picture and hold a key; the first chunk that obeys."""
+    await watch(client, player, token)
+    await say(page, type="keys", seq=seq, held=["l"])
+    return (await hear(page, "applied"))["chunk"]
+
+
+async def test_a_broken_connection_comes_back_with_its_token_to_the_same_slot(client):
+    async with client.page() as page, client.page(prompt="green") as other:
+        token = (await hear(page, "welcome"))["token"]
+        await hear(other, "live")
+        await break_off(page)
+        async with client.page(prompt="blue", token=token) as again:
+            assert (await hear(again, "welcome"))["token"] == token
+            assert await hear(again, "live") == {"type": "live", "slot": 0, "seed": 7, "prompt": "red"}
+
+
+@pytest.mark.parametrize(("code", "room"), [(1000, True), (1001, True), (3000, False)])
+async def test_who_closes_as_browsers_close_a_page_has_left_and_frees_the_slot_at_once(client, code, room):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await page.close(code)
+    await asyncio.sleep(0.2)
+    assert (client.service.hub.find(token) is None) == room
+
+
+async def test_a_parked_world_goes_on_where_it_was_also_on_the_next_server(player, tmp_path):
+    async with serving(sessions=tmp_path) as client, client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        chunk = await walked(page, player, client, token)
+        await say(page, type="park")
+        assert (await hear(page, "parked"))["reason"] == "You parked this world."
+        await page.wait_closed()
+    second = Player()
+    async with serving(sessions=tmp_path) as client, client.page(prompt="blue", token=token) as page:
+        assert (await hear(page, "welcome"))["seq"] == 1
+        assert (await hear(page, "live"))["prompt"] == "red"
+        assert await walked(page, second, client, token, seq=2) > chunk
+        await say(page, type="leave")
+        await page.wait_closed()
+        await second.connection.close()
+    assert list(tmp_path.iterdir()) == [], "who left for good leaves nothing"
+
+
+async def test_a_token_that_no_one_has_begins_a_new_world(client):
+    async with client.page(prompt="green", token="x" * 32) as page:
+        assert (await hear(page, "welcome"))["token"] != "x" * 32
+        assert (await hear(page, "live"))["prompt"] == "green"
+
+
+async def test_a_world_goes_on_after_the_engine_was_killed(client, player):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await walked(page, player, client, token)
+        async with asyncio.timeout(10):
+            while client.service.hub.find(token).session.data is None:  # noqa: ASYNC110  it is told to no one
+                await asyncio.sleep(0.05)
+        kept = client.service.hub.find(token).session.data.chunk
+        began = asyncio.get_running_loop().time()
+        os.kill(client.service._engine.pid, signal.SIGKILL)
+        assert (await hear(page, "queued"))["restoring"]
+        await hear(page, "live")
+        await say(page, type="keys", seq=2, held=["j"])
+        applied = await hear(page, "applied")
+        print(f"kill to picture: {asyncio.get_running_loop().time() - began:.2f} s")
+        assert applied["seq"] == 2 and applied["chunk"] >= kept > 0
+
+
+async def test_a_world_that_kills_the_engine_twice_ends_and_the_other_goes_on(client):
+    async with client.page(prompt="green") as other, client.page() as page:
+        await hear(other, "live")
+        await say(page, type="prompt", seq=1, text="die")
+        await say(page, type="restart", seq=2)
+        assert "broke the engine twice" in (await hear(page, "ended", seconds=20))["reason"]
+        await hear(other, "live")
+        await say(other, type="keys", seq=1, held=[])
+        await hear(other, "received")
+
+
+async def test_a_paused_world_stands_still_and_goes_on(client, player):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await watch(client, player, token)
+        await say(page, type="pause", seq=1)
+        stopped = (await hear(page, "paused"))["chunk"]
+        await asyncio.sleep(1)
+        frames = len(player.frames)
+        await asyncio.sleep(0.5)
+        assert len(player.frames) == frames
+        await say(page, type="unpause", seq=2)
+        assert (await hear(page, "applied"))["chunk"] == stopped
+
+
+async def test_a_rewound_world_goes_on_from_there(client, player):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        assert await walked(page, player, client, token) > 1
+        await say(page, type="rewind", seq=2, chunk=1)
+        assert (await hear(page, "received"))["seq"] == 2
+        assert (await hear(page, "applied"))["chunk"] == 1
+        await say(page, type="rewind", seq=3, chunk=10_000)
+        assert "not 10000" in (await hear(page, "error"))["message"]
 
 
 async def test_the_page_and_only_the_page_is_served(client):

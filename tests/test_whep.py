@@ -206,3 +206,17 @@ async def test_ice_servers_are_handed_to_players_and_to_the_page(player):
             '<turn:turn.example.org:3478>; rel="ice-server"; username="me"; credential="a\\"b\\\\c"; '
             'credential-type="password"',
         ]
+
+
+async def test_a_viewers_token_may_come_in_a_header_and_another_bearer_is_a_players_own(client, player):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        answer = await client.post("/whep?session=", await player.offer(), Authorization=f"Bearer {token}")
+        assert answer.status_code == 201 and len(client.service.hub._viewers) == 1
+        other = Player()
+        offer = await other.offer()
+        answer = await client.post("/whep?prompt=blue", offer, Authorization="Bearer of-a-proxy")
+        assert answer.status_code == 201 and len(client.service.hub._viewers) == 2
+        for wrong in ({}, {"Authorization": "Bearer guess"}):
+            assert (await client.post("/whep?session=", offer, **wrong)).status_code == 404
+        await other.connection.close()

@@ -1,29 +1,40 @@
 """stream/worker.py: credit, the order of commands, and the engine's process through its deaths."""
 
+import mmap
 import os
 import queue
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World
+from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from stream.worker import (
+    LOGBOOK_BYTES,
     Close,
     Credit,
     Died,
     Grant,
+    Logbook,
+    Made,
     Open,
     Outbox,
+    Placed,
     Progress,
     Ready,
     Refused,
+    Resume,
     Return,
+    Rewind,
+    Snapped,
+    Snapshot,
     Steer,
     Worker,
     _Owed,
+    first_frame,
 )
 
 
@@ -124,6 +135,58 @@ def test_an_engine_owes_nothing_while_no_session_has_credit(clock):
     assert owed.seconds() == 0
     clock.advance(5)
     assert owed.seconds() == 5
+
+
+def test_a_rewind_takes_the_credit_of_before_away_and_what_is_granted_after_it_stays_behind_it():
+    outbox = Outbox()
+    outbox.put(Steer("a", Control(3)))
+    outbox.put(Grant("a", 100))
+    outbox.put(Rewind("a", 2))
+    outbox.put(Grant("a", 12))
+    outbox.put(Steer("a", Control(3)))
+    assert outbox.take() == [Rewind("a", 2), Grant("a", 12), Steer("a", Control(3))]
+
+
+def test_the_first_chunk_may_be_shorter_than_the_others():
+    uneven = World("fake", 160, 96, 16, 2, 12, 9)
+    assert [first_frame(uneven, chunk) for chunk in range(3)] == [0, 9, 21]
+
+
+def test_a_session_that_comes_back_counts_on_from_its_own_frame():
+    counting = credit(a=40)
+    counting.open("a", 5)
+    assert counting.due() == []
+    counting.grant("a", 21)
+    assert counting.due() == ["a"]
+
+
+def made_chunk(session, index):
+    return Made(Chunk(session, index, 4 * index, NO_FRAMES), 0, (4, 96, 160, 3))
+
+
+def test_chunks_on_their_way_while_a_session_is_taken_back_do_not_count_as_made_after_it(clock):
+    owed = _Owed(clock)
+    owed.heard(Ready(world(), 1, 1))
+    owed.note(Open("a", SessionSpec("a", "red", 1)))
+    owed.note(Grant("a", 8))
+    owed.heard(made_chunk("a", 0))
+    owed.note(Rewind("a", 0))
+    owed.note(Grant("a", 4))
+    owed.heard(made_chunk("a", 1))
+    assert owed.replayed == 0 and owed.seconds() == 0
+    owed.heard(Placed("a", 0, 0))
+    clock.advance(5)
+    assert owed.seconds() == 5
+
+
+def test_an_engine_that_makes_a_past_once_more_is_given_time_for_it(clock):
+    owed = _Owed(clock)
+    owed.heard(Ready(world(), 1, 1))
+    empty = np.empty((0, 1, 1, 1, 1), np.float32)
+    owed.note(Resume("a", Session("fake", SessionSpec("a", "red", 1), 50, 200, (), empty, empty)))
+    assert owed.replayed == 50
+    owed.heard(Refused("a", "no room"))
+    assert owed.replayed == 0
 
 
 class Harness:
@@ -269,3 +332,91 @@ def test_ctrl_c_and_a_stray_sigterm_do_not_break_the_engine(harness):
     os.kill(one.worker.pid, signal.SIGTERM)
     one.open("a")
     assert one.next(Chunk).session == "a"
+
+
+def test_a_resumed_session_goes_on_with_the_very_frames_that_would_have_come(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("a", "red", grant=12)
+    one.worker.send(Steer("a", Control(3, frozenset("l"))))
+    for _ in range(3):
+        one.next(Chunk)
+    one.worker.send(Snapshot("a", 7))
+    snapped = one.next(Snapped)
+    assert (snapped.session, snapped.ticket, snapped.reason) == ("a", 7, "")
+    assert (snapped.data.chunk, snapped.data.frame, len(snapped.data.latents)) == (3, 12, 1)
+    one.worker.send(Grant("a", 13))
+    uninterrupted = one.next(Chunk)
+    one.worker.send(Resume("b", snapped.data))
+    assert one.next(Placed) == Placed("b", 3, 12)
+    one.worker.send(Grant("b", 13))
+    resumed = one.next(Chunk)
+    assert (resumed.session, resumed.index, resumed.first_frame) == ("b", 3, 12)
+    assert np.array_equal(resumed.frames, uninterrupted.frames)
+    with pytest.raises(queue.Empty):
+        one.next(Chunk, seconds=0.2)
+
+
+def test_a_session_that_was_taken_back_begins_there_with_new_credit_only(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("a", "red", grant=16)
+    frames = [one.next(Chunk).frames for _ in range(4)]
+    one.worker.send(Rewind("a", 1))
+    assert one.next(Placed) == Placed("a", 1, 4)
+    with pytest.raises(queue.Empty):
+        one.next(Chunk, seconds=0.2)
+    one.worker.send(Grant("a", 5))
+    again = one.next(Chunk)
+    assert (again.index, again.first_frame) == (1, 4) and np.array_equal(again.frames, frames[1])
+
+
+def test_what_cannot_be_kept_resumed_or_taken_back_is_said_in_a_sentence(harness):
+    one = harness()
+    one.next(Ready)
+    one.worker.send(Snapshot("nobody", 1))
+    assert one.next(Snapped) == Snapped("nobody", 1, None, "nobody cannot be kept")
+    one.open("a", "red")
+    one.next(Chunk)
+    one.worker.send(Snapshot("a", 2))
+    strange = replace(one.next(Snapped).data, preset="other")
+    one.worker.send(Resume("b", strange))
+    assert "this engine runs fake" in one.next(Refused).reason
+    one.worker.send(Rewind("a", 9))
+    assert "it can go back to 0 up to 1, not 9" in one.next(Ended).reason
+    one.open("c")
+    assert one.next(Chunk).session == "c"
+
+
+@pytest.mark.parametrize("prompt", ["explode", "die", "burst"])
+def test_a_death_names_the_session_that_was_at_work_and_no_idle_one(harness, prompt):
+    one = harness()
+    one.next(Ready)
+    one.open("idle", "red")
+    one.next(Chunk)
+    one.open("guilty", prompt)
+    assert one.next(Died).at_work == ("guilty",)
+
+
+def test_a_death_from_outside_while_no_one_is_drawn_for_names_no_one(harness):
+    one = harness()
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    time.sleep(0.1)
+    os.kill(one.worker.pid, signal.SIGKILL)
+    assert one.next(Died).at_work == ()
+
+
+def test_the_logbook_holds_what_has_begun_and_not_ended():
+    memory = mmap.mmap(-1, 100 + LOGBOOK_BYTES)
+    logbook = Logbook(memory)
+    assert logbook.read() == ()
+    logbook.begin("a", "b")
+    logbook.begin("a")
+    logbook.end("a")
+    assert Logbook(memory).read() == ("a", "b")
+    logbook.end("a", "b")
+    assert Logbook(memory).read() == () and memory[:100] == bytes(100)
+    logbook.begin(*(f"session-{number}" for number in range(1000)))
+    assert len(logbook.read()) > 100

@@ -8,6 +8,7 @@ import { Keys } from "./keys.js";
 import { Latency } from "./latency.js";
 import { Media } from "./media.js";
 import { Rate } from "./rate.js";
+import { dropToken, keepToken, token } from "./token.js";
 import * as messages from "./messages.js";
 
 const EXAMPLES = [
@@ -42,7 +43,7 @@ let seq = 0;
 let resend = 0;
 
 function newSession() {
-  return { entered: false, welcome: null, live: false, shown: false, promptSeq: 0, mediaTries: 0, reason: "" };
+  return { entered: false, welcome: null, live: false, shown: false, promptSeq: 0, mediaTries: 0, reason: "", returning: false };
 }
 
 function wishOf(parameters) {
@@ -64,7 +65,8 @@ function socketAddress() {
 
 function sayHello() {
   session = newSession();
-  connection.send(messages.hello(wish));
+  session.returning = token() !== undefined;
+  connection.send(messages.hello({ ...wish, token: token() }));
 }
 
 function onMessage(message) {
@@ -80,11 +82,18 @@ function onMessage(message) {
     case "applied":
       if (message.seq >= session.promptSeq) hud.pending(false);
       return latency.applied(message.seq, message.rtp ?? null);
+    case "paused":
+      return; // the page has no such key yet; the picture stands
+    case "asked":
+      return hud.notice(`Others wait: press a key within ${message.seconds} seconds, or your place goes to them.`);
+    case "parked":
+      return onParked(message);
     case "scene":
       return hud.scene(message.text, message.unknown_words);
     case "stats":
       return hud.company(message.viewers, message.waiting);
     case "ended":
+      dropToken();
       session.reason = message.reason;
       return connection.retry();
     case "error":
@@ -97,6 +106,8 @@ function onMessage(message) {
 function onWelcome(message) {
   session.entered = true;
   session.welcome = message;
+  keepToken(message.token);
+  seq = Math.max(seq, message.seq ?? 0);
   keys.shortest = (1000 * message.chunk_frames) / message.fps;
   stage.style.setProperty("--shape", `${message.width} / ${message.height}`);
 }
@@ -108,25 +119,46 @@ function onRefused({ message }) {
   if (!session.entered) hud.veil("lost", { title: "That cannot be shown", text: message });
 }
 
-function onQueued({ place, waiting, reason }) {
-  Object.assign(session, { entered: true, live: false }); // welcome comes later while the engine is loading
+function onParked({ reason, by_itself }) {
+  session.reason = reason;
+  if (by_itself) return connection.retry();
+  connection.close();
+  session = newSession();
   media.stop();
-  connection.settled();
-  hud.veil("waiting", {
-    title: place === 1 ? "You are next" : "You are in line",
-    text: `${reason} You enter by yourself when it is your turn.${waiting > 1 ? ` ${waiting} are waiting.` : ""}`,
-    place,
+  keys.release();
+  hud.veil("lost", {
+    title: "Your world is kept",
+    text: `${reason} You can go on with it for a day.`,
+    action: ["Go on", () => connection.open()],
   });
 }
 
-function onLive({ seed }) {
+function onQueued({ place, waiting, reason, wait_seconds, restoring }) {
+  Object.assign(session, { entered: true, live: false }); // welcome comes later while the engine is loading
+  media.stop();
+  connection.settled();
+  session.returning = Boolean(restoring);
+  const title = restoring ? "Restoring your world" : place === 1 ? "You are next" : "You are in line";
+  const company = waiting > 1 ? ` ${waiting} are waiting.` : "";
+  const wait = wait_seconds === null || wait_seconds === undefined ? "" : ` It takes about ${lasting(wait_seconds)}.`;
+  hud.veil("waiting", { title, text: `${reason} You enter by yourself when it is your turn.${company}${wait}`, place });
+}
+
+/** @param {number} seconds */
+function lasting(seconds) {
+  return seconds < 90 ? `${seconds} seconds` : `${Math.round(seconds / 60)} minutes`;
+}
+
+function onLive({ seed, prompt }) {
   session.live = true;
-  wish.seed = seed;
+  Object.assign(wish, { seed, prompt });
+  if (document.activeElement !== field) field.value = prompt;
   hud.seed(seed);
   onHeld(keys.held, performance.now());
   if (media.running) return; // a world that began again comes through the same peer
   session.shown = false;
-  hud.veil("opening", { title: "Drawing your world", text: wish.prompt });
+  const title = session.returning ? "Restoring your world" : "Drawing your world";
+  hud.veil("opening", { title, text: wish.prompt });
   startMedia();
 }
 

@@ -11,9 +11,10 @@ export const KEYS_HELD_MS = 1000;
 
 /**
  * The first message: what to see; without a seed the server draws one.
+ * With the `token` of an earlier welcome that session goes on; if it is gone, a new one begins.
  */
-export function hello({ prompt, seed = null }) {
-  return JSON.stringify({ type: "hello", version: VERSION, prompt, seed });
+export function hello({ prompt, seed, token }) {
+  return JSON.stringify({ type: "hello", version: VERSION, prompt, seed, token });
 }
 
 /**
@@ -40,8 +41,36 @@ export function shown({ seq, ms }) {
 /**
  * Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt).
  */
-export function restart({ seq, seed = null, prompt = null }) {
+export function restart({ seq, seed, prompt }) {
   return JSON.stringify({ type: "restart", seq, seed, prompt });
+}
+
+/**
+ * Go back to where the world had `chunk` chunks, 0 for its beginning, and go on from there.
+ */
+export function rewind({ seq, chunk }) {
+  return JSON.stringify({ type: "rewind", seq, chunk });
+}
+
+/**
+ * Make no more of the world; the slot stays.
+ */
+export function pause({ seq }) {
+  return JSON.stringify({ type: "pause", seq });
+}
+
+/**
+ * Go on.
+ */
+export function unpause({ seq }) {
+  return JSON.stringify({ type: "unpause", seq });
+}
+
+/**
+ * Keep the world and give the slot back; `hello` with the token goes on with it.
+ */
+export function park() {
+  return JSON.stringify({ type: "park" });
 }
 
 /**
@@ -57,13 +86,15 @@ export function leave() {
  */
 
 /**
- * What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture.
- * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], ice_servers: IceServer[] }} Welcome
+ * What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
+ * `seq` is the newest number of the session so far: the page counts on from there.
+ * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], ice_servers: IceServer[], seq: number|null }} Welcome
  */
 
 /**
- * Not live yet: `place` in line counts from 1, of `waiting` in all; `reason` says why.
- * @typedef {{ type: "queued", place: number, waiting: number, reason: string }} Queued
+ * Not live now: `place` in line counts from 1, of `waiting` in all; `reason` says why.
+ * `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on.
+ * @typedef {{ type: "queued", place: number, waiting: number, reason: string, wait_seconds: number|null, restoring: boolean|null }} Queued
  */
 
 /**
@@ -83,13 +114,30 @@ export function leave() {
  */
 
 /**
+ * Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`.
+ * @typedef {{ type: "paused", seq: number, chunk: number }} Paused
+ */
+
+/**
+ * Others wait and nothing was steered for a while: without any control in `seconds` the session is parked.
+ * @typedef {{ type: "asked", seconds: number }} Asked
+ */
+
+/**
+ * The session is kept and its slot free; this connection ends. `hello` with the token goes on with it.
+ * `by_itself`: the page should say it without being asked, for the server did not want this either.
+ * @typedef {{ type: "parked", reason: string, by_itself: boolean|null }} Parked
+ */
+
+/**
  * How the prompt was understood, and the words of it that were not.
  * @typedef {{ type: "scene", text: string, unknown_words: string[] }} Scene
  */
 
 /**
  * About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped.
- * @typedef {{ type: "stats", fps: number, chunk_ms: number, lead_ms: number, viewers: number, waiting: number, dropped: number, late: number }} Stats
+ * `chunk` is how many chunks the world has.
+ * @typedef {{ type: "stats", fps: number, chunk_ms: number, lead_ms: number, viewers: number, waiting: number, dropped: number, late: number, chunk: number|null }} Stats
  */
 
 /**
@@ -108,6 +156,9 @@ const FIELDS = {
   live: ["slot", "seed", "prompt"],
   received: ["seq"],
   applied: ["seq", "chunk", "frame"],
+  paused: ["seq", "chunk"],
+  asked: ["seconds"],
+  parked: ["reason"],
   scene: ["text", "unknown_words"],
   stats: ["fps", "chunk_ms", "lead_ms", "viewers", "waiting", "dropped", "late"],
   ended: ["reason"],
@@ -117,7 +168,7 @@ const FIELDS = {
 /**
  * The message in a text frame of the server.
  * @param {string} text
- * @returns {Welcome|Queued|Live|Received|Applied|Scene|Stats|Ended|Error}
+ * @returns {Welcome|Queued|Live|Received|Applied|Paused|Asked|Parked|Scene|Stats|Ended|Error}
  * @throws {Error} when it is none of the messages above
  */
 export function parse(text) {

@@ -1,0 +1,275 @@
+"""Sessions over HTTP: create, read, delete, and their files. /openapi.json describes it; tokens travel in a header.
+
+A session that is made here is watched by /ws (a `hello` with its token) or by WHEP (`/whep?session=TOKEN`). Until then
+it waits for its viewer as one whose connection broke: for 10 s, and as long as it is asked for by GET.
+"""
+
+import asyncio
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from pydantic import ValidationError, field_validator
+
+from pipeline.chunk import Session as Data
+from pipeline.chunk import World, check_prompt
+from stream import protocol
+from stream.archive import Archive
+from stream.hub import Hub
+from stream.session import Session, State
+from stream.viewer import Viewer
+from stream.worker import first_frame
+
+MAX_BODY_BYTES = 16 * 1024
+MAX_FILE_BYTES = 96 * 2**20
+MAX_CHUNKS = 200_000
+"""More a session that is put here must not have had: to know what its prompts did, they are counted through."""
+FILE_SECONDS = 20.0
+JSON, FILE = "application/json", "application/octet-stream"
+UNKNOWN = "there is no such session: it has ended, or the token is not the one that it was made with"
+
+
+class Create(protocol.Message):
+    """What to see; without a seed the server draws one. `preset`, if given, must be the one that is served."""
+
+    prompt: protocol.Text
+    seed: protocol.Seed | None = None
+    preset: str | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_can_be_shown(cls, value: str) -> str:
+        check_prompt(value)
+        return value
+
+
+class Described(protocol.Message):
+    """A session: `state` is queued, live or parked; `place` in line counts from 1; `chunks` were made of its world."""
+
+    session: str
+    state: str
+    prompt: str
+    seed: int
+    chunks: int
+    slot: int | None = None
+    place: int | None = None
+    waiting: int | None = None
+    wait_seconds: int | None = None
+
+
+class Created(Described):
+    """A session that was just made, with the secret that lets its viewer in."""
+
+    token: str
+
+
+class Preset(protocol.Message):
+    """A world that is served: sizes in pixels, rates in frames a second, `slots` live sessions at most."""
+
+    name: str
+    width: int
+    height: int
+    fps: int
+    chunk_frames: int
+    slots: int
+
+
+class Problem(protocol.Message):
+    """Why not, in a sentence that says what would be right."""
+
+    detail: str
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 413, 415, 503)}
+
+
+def routes(hub: Hub, archive: Archive) -> APIRouter:
+    """The routes under /api."""
+    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive)
+    add = router.add_api_route
+    one, file = "/sessions/{session}", "/sessions/{session}/file"
+    created = {"status_code": 201, "response_model": Created}
+    add("/presets", api.presets, methods=["GET"], response_model=list[Preset])
+    add("/sessions", api.create, methods=["POST"], openapi_extra=_body_of(JSON, Create.model_json_schema()), **created)
+    add("/sessions/file", api.upload, methods=["POST"], openapi_extra=_body_of(FILE, _BINARY), **created)
+    add(one, api.read, methods=["GET"], response_model=Described, openapi_extra=_SECURED)
+    add(one, api.delete, methods=["DELETE"], status_code=204, openapi_extra=_SECURED)
+    add(file, api.download, methods=["GET"], response_class=Response, openapi_extra=_SECURED)
+    return router
+
+
+SECURITY = {"token": {"type": "http", "scheme": "bearer", "description": "The token that the session was made with."}}
+_SECURED = {"security": [{"token": []}]}
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _body_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+class _Api:
+    """What the requests do. A refusal is an HTTPException with a sentence."""
+
+    def __init__(self, hub: Hub, archive: Archive) -> None:
+        self._hub, self._archive = hub, archive
+
+    async def presets(self) -> list[Preset]:
+        """The worlds that are served here."""
+        world = self._world()
+        size = {"width": world.width, "height": world.height, "fps": world.fps}
+        return [Preset(name=world.preset, chunk_frames=world.chunk_frames, slots=world.slots, **size)]
+
+    async def create(self, request: Request, response: Response) -> Created:
+        """Make a session; it is live at once or in line."""
+        _check_type(request, JSON)
+        wish = _parsed(await _body(request))
+        if wish.preset not in (None, self._world().preset):
+            raise HTTPException(400, f"the preset {wish.preset[:40]!r} is not served; {self._world().preset!r} is")
+        return self._created(response, lambda: self._hub.begin(wish.prompt, wish.seed))
+
+    async def upload(self, request: Request, response: Response) -> Created:
+        """Go on with a session from its file, as a session of its own."""
+        _check_type(request, FILE)
+        world = self._world()
+        with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
+            await _save(request, file.write)
+            file.flush()
+            data = await asyncio.to_thread(_load, Path(file.name), world)
+        return self._created(response, lambda: self._hub.resume_copy(data))
+
+    async def read(self, session: str, request: Request) -> Described:
+        """What a session is now. Who asks counts as there."""
+        found = await self._find(session, request)
+        if isinstance(found, Viewer):
+            self._hub.poll(found)
+        return self._describe(found)
+
+    async def delete(self, session: str, request: Request) -> None:
+        """End a session for good; nothing of it is kept."""
+        found = await self._find(session, request)
+        if isinstance(found, Viewer):
+            self._hub.leave(found)
+        else:
+            self._archive.remove(found.token)
+
+    async def download(self, session: str, request: Request) -> Response:
+        """The file of a session: what `POST /api/sessions/file` goes on with."""
+        found = await self._find(session, request)
+        data = await self._fetch(found) if isinstance(found, Viewer) else found.data
+        if data is None:
+            raise HTTPException(409, "the world has not begun: there is nothing to keep yet")
+        name = f'attachment; filename="{session}.session"'
+        return Response(await asyncio.to_thread(_bytes, data), headers={"Content-Disposition": name}, media_type=FILE)
+
+    # Inside.
+
+    def _world(self) -> World:
+        if self._hub.world is None:
+            raise HTTPException(503, "the world is being made ready: try again in a moment", {"Retry-After": "5"})
+        return self._hub.world
+
+    def _created(self, response: Response, make: Callable[[], Viewer]) -> Created:
+        try:
+            viewer = make()
+        except ValueError as error:
+            raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
+        response.headers["Location"] = f"/api/sessions/{viewer.session.name}"
+        return Created(token=viewer.session.token, **self._describe(viewer).model_dump())
+
+    async def _find(self, name: str, request: Request) -> Viewer | Session:
+        """The viewer here, or the session that is parked on disk, that name and token belong to."""
+        token = _token(request)
+        viewer = self._hub.find(token)
+        if viewer is None and (data := await asyncio.to_thread(self._archive.get, token)):
+            found: Viewer | Session = Session.parked(token, data)
+        elif viewer is None:
+            raise HTTPException(404, UNKNOWN)
+        else:
+            found = viewer
+        if (found.session if isinstance(found, Viewer) else found).name != name:
+            raise HTTPException(404, UNKNOWN)
+        return found
+
+    def _describe(self, found: Viewer | Session) -> Described:
+        session = found.session if isinstance(found, Viewer) else found
+        chunks = found.made if isinstance(found, Viewer) else (session.data.chunk if session.data else 0)
+        common = {"session": session.name, "state": session.state.value, "prompt": session.prompt}
+        line = self._hub.describe_place(found) if isinstance(found, Viewer) and session.state is State.QUEUED else {}
+        return Described(**common, seed=session.seed, chunks=chunks, slot=session.slot, **line)
+
+    async def _fetch(self, viewer: Viewer) -> Data | None:
+        """What a session here is now; from the engine, where it is live."""
+        got: asyncio.Future[Data | None] = asyncio.get_running_loop().create_future()
+        self._hub.fetch(viewer, lambda data: got.done() or got.set_result(data))
+        try:
+            return await asyncio.wait_for(got, FILE_SECONDS)
+        except TimeoutError:
+            raise HTTPException(503, "the engine is busy: try again in a moment", {"Retry-After": "5"}) from None
+
+
+def _token(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        reason = "this needs the header `Authorization: Bearer TOKEN`, with the token of the session"
+        raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
+    return token.strip()
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != wanted:
+        raise HTTPException(415, f"the body's Content-Type is {given[:80]!r}; it must be {wanted}")
+
+
+async def _save(request: Request, write: Callable[[bytes], Any], limit: int = MAX_FILE_BYTES) -> None:
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
+        write(part)
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    await _save(request, body.extend, MAX_BODY_BYTES)
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> Create:
+    try:
+        return Create.model_validate_json(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        if fault["type"] == "value_error":
+            reason = str(fault["ctx"]["error"])
+        else:
+            reason = f"{'.'.join(map(str, fault['loc']))[:40] or 'the body'} is wrong ({fault['msg'].lower()[:120]})"
+        example = '{"prompt": "a snowy forest at night", "seed": 7}'
+        raise HTTPException(400, f"{reason}; a body looks like {example}") from None
+
+
+def _load(path: Path, world: World) -> Data:
+    """A session file that this world can go on with."""
+    try:
+        data = Data.load(path)
+    except ValueError as error:
+        raise HTTPException(400, str(error).replace(str(path), "the body")) from None
+    if data.preset != world.preset:
+        raise HTTPException(400, f"the session is of the preset {data.preset[:40]!r}; {world.preset!r} is served here")
+    if data.chunk > MAX_CHUNKS:
+        raise HTTPException(400, f"the session had {data.chunk} chunks; at most {MAX_CHUNKS} are taken")
+    if len(data.latents) < min(data.chunk, world.resume_chunks):
+        wanted = min(data.chunk, world.resume_chunks)
+        raise HTTPException(400, f"the file holds {len(data.latents)} chunks; to go on from it takes {wanted}")
+    return dataclasses.replace(data, frame=first_frame(world, data.chunk))
+
+
+def _bytes(data: Data) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="chunkcast-") as folder:
+        path = Path(folder) / "session"
+        data.save(path)
+        return path.read_bytes()

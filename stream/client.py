@@ -1,0 +1,304 @@
+"""A viewer without a browser: what the page does, in Python, into a video file. The reference for other clients.
+
+It says hello on /ws, waits in line, fetches the picture by WHEP, holds keys by the frames that it has seen, and comes
+back with its token when the connection breaks.
+"""
+
+import asyncio
+import contextlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urljoin, urlsplit
+
+import av
+import websockets
+from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from pydantic import Field, TypeAdapter, ValidationError
+
+from stream import protocol
+
+CONTAINERS = (".mp4", ".mkv", ".mov")
+TRIES = 6
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 15.0
+REQUEST_SECONDS = 15.0
+LAST_WORD_SECONDS = 2.0
+RESEND_SECONDS = protocol.KEYS_HELD_SECONDS / 5
+CONSTANT_RATE_FACTOR = "18"
+_TICKS = 90_000
+_MESSAGES: TypeAdapter[protocol.FromServer] = TypeAdapter(Annotated[protocol.FromServer, Field(discriminator="type")])
+
+
+class Over(Exception):
+    """The server ended, parked or refused the session; the text is its reason."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to watch: `walk` is the keys held in each video frame seen, from the first; `frames` how many to see."""
+
+    prompt: str
+    frames: int
+    seed: int | None = None
+    walk: tuple[frozenset[str], ...] = ()
+
+
+def check_output(out: Path) -> None:
+    """Raise ValueError unless `out` is a video file's name in a folder that is there."""
+    if out.suffix.lower() not in CONTAINERS:
+        raise ValueError(f"{out} is no video file's name; end it with one of {', '.join(CONTAINERS)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for the video")
+
+
+def check_url(url: str) -> str:
+    """The page's address, as others are joined to it. Raises ValueError for what is none."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"{url!r} is no address of a server; it must look like http://localhost:8080")
+    return url if parts.path.endswith("/") else url + "/"
+
+
+async def watch(url: str, wish: Wish, out: Path, say: Callable[[str], None] = lambda line: None) -> int:
+    """Write the first `wish.frames` frames that arrive to `out`; how many there are.
+
+    `say` hears how it goes, a line at a time. Raises ValueError for an address or a file name that cannot be, for a
+    server that is out of reach and for a session that ends before.
+    """
+    check_output(out)
+    address = check_url(url)
+    with Recording(out) as recording:
+        viewer = _Viewer(address, wish, recording, say)
+        try:
+            await viewer.run()
+        except Over as over:
+            raise ValueError(str(over)) from None
+    return recording.frames
+
+
+class Recording:
+    """An H.264 file with each frame at the time that the server gave it. Playable whenever it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._container: Any = None
+        self._stream: Any = None
+        self._shift: int | None = None
+        self._last = -1
+        self.frames = 0
+
+    def begin_again(self) -> None:
+        """What follows has another clock: it goes on where the file ends."""
+        self._shift = None
+
+    def write(self, frame: av.VideoFrame, fps: int) -> None:
+        """Add a frame; one that is not later than the one before is put just after it."""
+        if self._container is None:
+            self._open(frame, fps)
+        ticks = round(frame.pts * frame.time_base * _TICKS)
+        if self._shift is None:
+            self._shift = (self._last + _TICKS // fps if self.frames else 0) - ticks
+        self._last = max(ticks + self._shift, self._last + 1)
+        pixels = frame.reformat(format="yuv420p")
+        pixels.pts, pixels.time_base, pixels.pict_type = self._last, Fraction(1, _TICKS), 0
+        self._container.mux(self._stream.encode(pixels))
+        self.frames += 1
+
+    def _open(self, frame: av.VideoFrame, fps: int) -> None:
+        self._container = av.open(str(self._path), "w")
+        self._stream = self._container.add_stream("libx264", rate=fps)
+        self._stream.height, self._stream.width, self._stream.pix_fmt = frame.height, frame.width, "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._stream.options = {"crf": CONSTANT_RATE_FACTOR}
+
+    def __enter__(self) -> "Recording":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._container is not None:
+            with contextlib.suppress(av.error.EOFError):
+                self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+
+class _Viewer:
+    """One viewer, over as many connections as it takes."""
+
+    def __init__(self, address: str, wish: Wish, recording: Recording, say: Callable[[str], None]) -> None:
+        self._address, self._wish, self._recording, self._say = address, wish, recording, say
+        self._welcome: protocol.Welcome | None = None
+        self._picture: _Picture | None = None
+        self._done, self._changed = asyncio.Event(), asyncio.Event()
+        self._held: frozenset[str] = frozenset()
+        self._seq = 0
+        self._failures = 0
+        self._refused: str | None = None
+
+    async def run(self) -> None:
+        """Until all frames are there. Raises Over; ValueError when the server is out of reach."""
+        while not self._done.is_set():
+            try:
+                await self._visit()
+            except (OSError, websockets.WebSocketException) as error:
+                self._failures += 1
+                if self._failures >= TRIES:
+                    raise ValueError(f"{self._address} is out of reach ({error}); is the server up?") from None
+                self._say(f"the connection broke ({error}); trying again")
+                await asyncio.sleep(min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures))
+
+    async def _visit(self) -> None:
+        """One connection, until it breaks or all is seen."""
+        socket_address = urljoin(self._address, "ws").replace("http", "ws", 1)
+        async with websockets.connect(socket_address) as socket:
+            await self._send(socket, self._hello())
+            work = [self._listen(socket), self._steer(socket), self._done.wait()]
+            tasks = [asyncio.ensure_future(each) for each in work]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                await self._send(socket, protocol.Leave())
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._close_picture()
+
+    def _hello(self) -> protocol.Hello:
+        token = self._welcome.token if self._welcome else None
+        return protocol.Hello(version=protocol.VERSION, prompt=self._wish.prompt, seed=self._wish.seed, token=token)
+
+    async def _send(self, socket: websockets.ClientConnection, message: protocol.FromClient) -> None:
+        await socket.send(message.model_dump_json(exclude_none=True))
+
+    async def _listen(self, socket: websockets.ClientConnection) -> None:
+        while True:
+            try:
+                text = await asyncio.wait_for(socket.recv(), None if self._refused is None else LAST_WORD_SECONDS)
+            except TimeoutError:
+                raise Over(self._refused) from None
+            try:
+                message = _MESSAGES.validate_json(text)
+            except ValidationError:
+                raise Over(f"the server speaks another protocol than version {protocol.VERSION}") from None
+            await self._hear(message)
+
+    async def _hear(self, message: protocol.FromServer) -> None:
+        match message:
+            case protocol.Welcome():
+                self._welcome = message
+                self._seq = max(self._seq, message.seq or 0)
+            case protocol.Queued(place=place, waiting=waiting, reason=reason):
+                await self._close_picture()
+                self._say(f"in line, {place} of {waiting}: {reason}")
+            case protocol.Live(seed=seed):
+                self._say(f"live, with the seed {seed}")
+                await self._open_picture()
+            case protocol.Scene(text=text, unknown_words=unknown) if unknown:
+                self._say(f"shown: {text}; not understood: {', '.join(unknown)}")
+            case protocol.Parked(reason=reason, by_itself=True):
+                raise ConnectionError(reason)
+            case protocol.Ended(reason=reason) | protocol.Parked(reason=reason) | protocol.Error(message=reason):
+                raise Over(reason)
+
+    async def _steer(self, socket: websockets.ClientConnection) -> None:
+        """Tell the keys when they change, and again while any is held."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), RESEND_SECONDS)
+            if self._changed.is_set():
+                self._changed.clear()
+                self._seq += 1
+            elif not self._held:
+                continue
+            await self._send(socket, protocol.Keys(seq=self._seq, held=tuple(sorted(self._held))))
+
+    # The picture.
+
+    async def _open_picture(self) -> None:
+        assert self._welcome is not None, "live comes after welcome"
+        if self._picture is None:
+            self._recording.begin_again()
+            self._picture = _Picture(self._welcome.ice_servers, self._take)
+            try:
+                await self._picture.fetch(urljoin(self._address, "whep?session="), self._welcome.token)
+            except Over as over:  # a session that has just ended has no picture: /ws says why
+                self._refused = str(over)
+                await self._close_picture()
+
+    async def _close_picture(self) -> None:
+        picture, self._picture = self._picture, None
+        if picture:
+            await picture.close()
+
+    async def _take(self, frame: av.VideoFrame) -> None:
+        """A frame has come: keep it, and hold the keys of the next one."""
+        if self._done.is_set():
+            return
+        assert self._welcome is not None, "a picture comes after welcome"
+        self._failures = 0
+        await asyncio.to_thread(self._recording.write, frame, self._welcome.fps)
+        seen = self._recording.frames
+        held = self._wish.walk[seen - 1] if seen <= len(self._wish.walk) else frozenset()
+        if held != self._held:
+            self._held = held
+            self._changed.set()
+        if seen >= self._wish.frames:
+            self._done.set()
+
+
+class _Picture:
+    """One WebRTC connection that receives; `take` gets each frame."""
+
+    def __init__(self, servers: tuple[protocol.IceServer, ...], take: Callable[[av.VideoFrame], Any]) -> None:
+        ice = [RTCIceServer(list(one.urls), one.username, one.credential) for one in servers]
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=ice))
+        self._take, self._location = take, ""
+        self._connection.on("track", self._begin)
+        self._receiving: asyncio.Task[None] | None = None
+
+    async def fetch(self, endpoint: str, token: str) -> None:
+        """POST an offer with the session's token. Raises Over with the server's words for a refusal, or OSError."""
+        self._connection.addTransceiver("video", direction="recvonly")
+        await self._connection.setLocalDescription(await self._connection.createOffer())
+        headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {token}"}
+        answer, self._location = await _request("POST", endpoint, self._connection.localDescription.sdp, headers)
+        await self._connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
+    def _begin(self, track: MediaStreamTrack) -> None:
+        self._receiving = asyncio.ensure_future(self._receive(track))
+
+    async def _receive(self, track: MediaStreamTrack) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                await self._take(await track.recv())
+
+    async def close(self) -> None:
+        """End the connection and say so."""
+        if self._receiving:
+            self._receiving.cancel()
+        await self._connection.close()
+        if self._location:
+            with contextlib.suppress(OSError, Over):
+                await _request("DELETE", self._location)
+
+
+async def _request(
+    method: str, url: str, body: str | None = None, headers: dict[str, str] | None = None
+) -> tuple[str, str]:
+    """An answer's text, and the address in its Location header. Raises Over for a refusal, OSError for no answer."""
+    request = urllib.request.Request(url, body and body.encode(), headers or {}, method=method)
+
+    def send() -> tuple[str, str]:
+        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
+            return answer.read().decode(), urljoin(url, answer.headers.get("Location", ""))
+
+    try:
+        return await asyncio.to_thread(send)
+    except urllib.error.HTTPError as error:
+        raise Over(error.read(2000).decode(errors="replace").strip() or str(error)) from None

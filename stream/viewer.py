@@ -1,0 +1,90 @@
+"""A viewer as the hub knows it: the session, the one who hears, and how far the picture is."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.chunk import Session as Data
+from stream import protocol
+from stream.pacer import Pacer
+from stream.session import Bucket, Session
+
+REWINDS_A_SECOND, REWINDS_AT_ONCE = 0.2, 3
+"""A rewind writes a session's memory anew, and all others wait for it."""
+
+
+class Keeper(Protocol):
+    """The part of an Archive that the hub needs."""
+
+    count: int
+    bytes: int
+
+    def put(self, token: str, data: Data) -> None: ...
+    def remove(self, token: str) -> None: ...
+    def sweep(self) -> None: ...
+
+
+class Nowhere:
+    """A Keeper that keeps nothing: what is parked is gone."""
+
+    count = bytes = 0
+
+    def put(self, token: str, data: Data) -> None: ...
+    def remove(self, token: str) -> None: ...
+    def sweep(self) -> None: ...
+
+
+Hear = Callable[[protocol.FromServer], None]
+
+
+def no_one(message: protocol.FromServer) -> None:
+    """Hears for a viewer whose connection broke."""
+
+
+@dataclass(eq=False)
+class Viewer:
+    """A session with the one who watches it; times are in clock seconds.
+
+    `fetched` is when its picture was last fetched, `active` when something was last steered, `asked` when the viewer
+    was asked whether anyone is there. `granted` and `next_frame` are video frames: up to where the engine may go, and
+    which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
+    rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
+    `watched` is when a frame last left; `wanted` are those who asked for what the session is.
+    """
+
+    session: Session
+    hear: Hear
+    fetched: float
+    active: float
+    welcomed: bool = False
+    pacer: Pacer | None = None
+    applied: int = 0
+    scene: tuple[str, tuple[str, ...]] = ("", ())
+    why: str = ""
+    told: tuple[int, int, str, int | None] | None = None
+    sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    counted: tuple[int, int] = (0, 0)
+    ended: Callable[[], None] = lambda: None
+    asked: float | None = None
+    live_since: float = 0.0
+    granted: int = 0
+    next_frame: int = 0
+    made: int = 0
+    placing: bool = False
+    paused: bool = False
+    ticket: int = 0
+    kept_at: float = 0.0
+    kept_made: int = -1
+    keep_every: float = 0.0
+    suspected_at: float = float("-inf")
+    on_probation: bool = False
+    watched: float = float("-inf")
+    wanted: list[Callable[[Data | None], None]] = field(default_factory=list)
+    rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
+
+    def hand_over(self) -> None:
+        """Give what the session was when last kept to all who asked for it."""
+        wanted, self.wanted = self.wanted, []
+        for take in wanted:
+            take(self.session.data)
