@@ -123,7 +123,7 @@ def test_a_newer_version_is_refused_and_says_so(saved, tmp_path):
         ({"events": [[1, "x", None, 0]]}, "no such key: x"),
         ({"events": [1]}, "damaged"),
         ({"held": None}, "damaged"),
-        ({"script": [["w", "x"]]}, "damaged"),
+        ({"script": [["w", "x"]]}, "whole number"),
         ({"preset": 3}, "where text belongs"),
     ],
 )
