@@ -22,6 +22,7 @@ from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpe
 from pipeline.conditioning import ImageConditioning, read_file, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
+from pipeline.device import to_device
 from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
@@ -292,8 +293,8 @@ class Engine:
         plucker = torch.stack([steering.plucker(walked) for steering, walked in walks])
         pose = None
         if self.preset.transformer.world_map is not None:
-            pose = self._to_device(torch.stack([walked.pose for _, walked in walks]))
-        return self._model.embed_camera(self._to_device(plucker), pose)
+            pose = to_device(torch.stack([walked.pose for _, walked in walks]), self._device)
+        return self._model.embed_camera(to_device(plucker, self._device), pose)
 
     def _condition(self, slots: Sequence[Slot]) -> Tensor | None:
         if self.preset.image != "channels":
@@ -329,7 +330,7 @@ class Engine:
 
     def _noise(self, slots: Sequence[Slot], step: int) -> Tensor:
         shape = self.preset.latent_shape
-        return self._to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]))
+        return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
     def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
         if self._decode_stream is None:
@@ -417,7 +418,7 @@ class Engine:
         slot.text = self._embed_text(slot.encoded.rows)
 
     def _embed_text(self, rows: Tensor) -> list[TextTerms]:
-        return self._model.embed_text(self._to_device(rows.unsqueeze(0)))
+        return self._model.embed_text(to_device(rows.unsqueeze(0), self._device))
 
     def _set_image(self, slot: Slot, data: bytes | None) -> None:
         use = self.preset.image
@@ -440,11 +441,6 @@ class Engine:
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self._device.type != "cuda" or tensor.is_cuda:
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     # Readiness
 
