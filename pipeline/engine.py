@@ -447,7 +447,9 @@ class Engine:
     def prewarm(self, progress: Callable[[int, int], None] = lambda done, total: None) -> World:
         """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
 
-        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it.
+        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it, but for
+        the pace at which a new prompt's rebuild goes, which is part of their history. Raises ValueError where a trial
+        session ends, as with weights that are damaged.
         """
         assert not list(self._slots), "prewarm() comes before the first session"
         candidates = self._candidates()
@@ -482,7 +484,7 @@ class Engine:
             for seed, name in enumerate(names):
                 self.open(SessionSpec(name, WARM_PROMPT, seed, self.warm_image()))
             for _ in range(self.window_chunks):
-                self.step()
+                self._timed_step(names)
             times = [min(self._timed_step(names[:live]) for _ in range(TIMED_CHUNKS)) for live in range(1, count + 1)]
         finally:
             for name in names:
@@ -491,8 +493,11 @@ class Engine:
 
     def _timed_step(self, sessions: Sequence[str]) -> float:
         watch = Stopwatch(self._device)
-        self.step(sessions)
+        results = self.step(sessions)
         watch.mark("step")
+        for result in results:
+            if isinstance(result, Ended):
+                raise ValueError(f"no session can be made with these weights; a trial one ended: {result.reason}")
         return watch.seconds()["total"]
 
     @property
@@ -580,9 +585,8 @@ def build(
 @torch.inference_mode()
 def _rehearse(engine: Engine) -> None:
     """A few chunks in every slot, so that everything that a step needs has been in memory at once."""
-    picture = _grey_png() if engine.preset.image == "channels" else None
     for number in range(len(engine._slots)):
-        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, picture))
+        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, engine.warm_image()))
     for _ in range(REHEARSED_CHUNKS):
         engine.step()
 
