@@ -8,14 +8,11 @@ T latent frames, h w latent height and width, H W picture height and width in pi
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from pipeline.chunk import check_keys
 
 STEP = 0.05  # world units a video frame
 TURN = math.radians(2.0)  # a video frame
@@ -24,7 +21,6 @@ FRAMES_PER_LATENT = 4
 FOLD = 8
 STRAIGHT_AHEAD = STEP * FRAMES_PER_LATENT  # a live stream's unit of translation: what the longest step within it can be
 ACTION_KEYS = "wasd"
-MAX_SCRIPT_FRAMES = 100_000
 
 
 class Pose(NamedTuple):
@@ -88,24 +84,6 @@ def walk(
             pose = step(pose, next(held), pitch_limit)
         rows.append((start, pose))
     return torch.tensor(rows, dtype=torch.float64), pose
-
-
-def parse_script(script: str) -> list[frozenset[str]]:
-    """The keys held in each video frame from such as `w-10,iw-15,none-10`: keys, a dash, for how many frames.
-
-    Raises ValueError with the part that is not understood and what would be right.
-    """
-    frames: list[frozenset[str]] = []
-    for part in script.split(","):
-        match = re.fullmatch(r"\s*([a-z]+)-([0-9]{1,6})\s*", part)
-        if match is None or int(match[2]) == 0:
-            raise ValueError(f"{part.strip()!r} is no part of a key script; one looks like w-10 or iw-15 or none-10")
-        keys = frozenset() if match[1] == "none" else frozenset(match[1])
-        check_keys(keys)
-        if len(frames) + int(match[2]) > MAX_SCRIPT_FRAMES:
-            raise ValueError(f"the key script is longer than {MAX_SCRIPT_FRAMES} video frames")
-        frames += [keys] * int(match[2])
-    return frames
 
 
 def camera_matrices(pose: Tensor) -> Tensor:

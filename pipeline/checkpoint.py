@@ -19,7 +19,6 @@ from pipeline import layouts
 from pipeline.layouts import CONFIG, PICKLE_FOLDERS, TRANSFORMER_FOLDERS, Layout, find_parts
 from pipeline.lora import is_lora, with_lora
 from pipeline.tensors import INDEX, Reader, Stored, scan, shards
-from pipeline.text_encoder import UMT5Encoder, load_tokenizer
 from pipeline.transformer import Transformer, TransformerConfig
 from pipeline.vae import WanVAE, WanVAEConfig
 
@@ -132,23 +131,14 @@ def part_folders(weights: Path, parts: Path | None) -> tuple[Path, ...]:
 # The transformer
 
 
-def load_transformer(
-    path: Path, config: TransformerConfig, dtype: torch.dtype, device: torch.device | str
-) -> Transformer:
-    """The transformer in a checkpoint's folder or in one file (.safetensors, .pt, .pth).
-
-    What models of this family compute in float32 (time embedding, modulation, norms) stays so; all else becomes
-    `dtype`. Raises ValueError where nothing is found, what is found cannot be read, or does not fit `config`.
-    """
-    return plan_transformer(path, config).load(dtype, device)
-
-
 def plan_transformer(
     path: Path, config: TransformerConfig, lora: Path | None = None, whose: str = "the model"
 ) -> Plan[Transformer]:
     """The transformer in a checkpoint's folder or in one file, with a LoRA (a file or a folder) merged in.
 
-    A folder of .pt files may hold the LoRA beside its base. Raises ValueError as `load_transformer` does.
+    A folder of .pt files may hold the LoRA beside its base. What models of this family compute in float32 (time
+    embedding, modulation, norms) stays so; all else takes the dtype that load() is given. Raises ValueError where
+    nothing is found, what is found cannot be read, or does not fit `config`.
     """
     files, beside = _transformer_files(path)
     _check_config(files, _transformer_sizes(config), whose)
@@ -221,13 +211,6 @@ def _transformer_sizes(config: TransformerConfig) -> dict[str, int]:
 # The other parts
 
 
-def load_vae(
-    folder: Path, dtype: torch.dtype, device: torch.device | str, config: WanVAEConfig | None = None
-) -> WanVAE:
-    """The VAE of a checkpoint's folder. Raises ValueError as `load_transformer` does."""
-    return plan_vae((folder,), config).load(dtype, device)
-
-
 def plan_vae(folders: Iterable[Path], config: WanVAEConfig | None = None) -> Plan[WanVAE]:
     """Wan2.1_VAE.pth, or vae/ of the diffusers layout, in the first of `folders` that has one."""
     config = config or WanVAEConfig()
@@ -250,15 +233,6 @@ def _vae_sizes(config: WanVAEConfig) -> dict[str, Any]:
         "latents_mean": list(config.mean),
         "latents_std": list(config.std),
     }
-
-
-def load_text_encoder(
-    folder: Path, dtype: torch.dtype, device: torch.device | str, sizes: Mapping[str, int] = UMT5_XXL
-) -> UMT5Encoder:
-    """The text encoder and tokenizer of a checkpoint's folder. Raises ValueError as `load_transformer` does."""
-    plan = plan_text_encoder((folder,), sizes)
-    tokenizer = load_tokenizer(find_tokenizer((folder,)))
-    return UMT5Encoder(plan.load(dtype, device), tokenizer)
 
 
 def plan_text_encoder(folders: Iterable[Path], sizes: Mapping[str, int] = UMT5_XXL) -> "Plan[UMT5EncoderModel]":

@@ -3,6 +3,7 @@
 Frames are numpy arrays (frames, height, width, 3), uint8, RGB.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ KEYS = frozenset("wasdijkl")
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**63 - 1
+MAX_WALK_FRAMES = 100_000
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,21 @@ def check_keys(keys: frozenset[str]) -> None:
     unknown = sorted(str(key) for key in set(keys) - KEYS)
     if unknown:
         raise ValueError(f"no such key: {', '.join(unknown)}; the keys are {' '.join(sorted(KEYS))}")
+
+
+def parse_keys(walk: str) -> tuple[frozenset[str], ...]:
+    """The keys held in each video frame of a walk such as `w-48,wl-24,none-10`: keys, a dash, for how many frames.
+
+    Empty for an empty one. Raises ValueError with the part that is not understood and what would be right.
+    """
+    held: list[frozenset[str]] = []
+    for part in walk.split(",") if walk.strip() else ():
+        match = re.fullmatch(r"\s*(\w+)-([0-9]{1,6})\s*", part)
+        if match is None or int(match[2]) == 0:
+            raise ValueError(f"{part.strip()!r} is no part of a walk; write keys and frames, such as w-48,none-10")
+        keys = frozenset() if match[1] == "none" else frozenset(match[1])
+        check_keys(keys)
+        if len(held) + int(match[2]) > MAX_WALK_FRAMES:
+            raise ValueError(f"the walk is longer than {MAX_WALK_FRAMES} video frames; write a shorter one")
+        held += [keys] * int(match[2])
+    return tuple(held)

@@ -22,6 +22,7 @@ from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpe
 from pipeline.conditioning import ImageConditioning, read_file, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
+from pipeline.device import to_device
 from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
@@ -292,8 +293,8 @@ class Engine:
         plucker = torch.stack([steering.plucker(walked) for steering, walked in walks])
         pose = None
         if self.preset.transformer.world_map is not None:
-            pose = self._to_device(torch.stack([walked.pose for _, walked in walks]))
-        return self._model.embed_camera(self._to_device(plucker), pose)
+            pose = to_device(torch.stack([walked.pose for _, walked in walks]), self._device)
+        return self._model.embed_camera(to_device(plucker, self._device), pose)
 
     def _condition(self, slots: Sequence[Slot]) -> Tensor | None:
         if self.preset.image != "channels":
@@ -329,7 +330,7 @@ class Engine:
 
     def _noise(self, slots: Sequence[Slot], step: int) -> Tensor:
         shape = self.preset.latent_shape
-        return self._to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]))
+        return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
     def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
         if self._decode_stream is None:
@@ -417,7 +418,7 @@ class Engine:
         slot.text = self._embed_text(slot.encoded.rows)
 
     def _embed_text(self, rows: Tensor) -> list[TextTerms]:
-        return self._model.embed_text(self._to_device(rows.unsqueeze(0)))
+        return self._model.embed_text(to_device(rows.unsqueeze(0), self._device))
 
     def _set_image(self, slot: Slot, data: bytes | None) -> None:
         use = self.preset.image
@@ -441,17 +442,14 @@ class Engine:
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self._device.type != "cuda" or tensor.is_cuda:
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
     # Readiness
 
     def prewarm(self, progress: Callable[[int, int], None] = lambda done, total: None) -> World:
         """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
 
-        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it.
+        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it, but for
+        the pace at which a new prompt's rebuild goes, which is part of their history. Raises ValueError where a trial
+        session ends, as with weights that are damaged.
         """
         assert not list(self._slots), "prewarm() comes before the first session"
         candidates = self._candidates()
@@ -486,7 +484,7 @@ class Engine:
             for seed, name in enumerate(names):
                 self.open(SessionSpec(name, WARM_PROMPT, seed, self.warm_image()))
             for _ in range(self.window_chunks):
-                self.step()
+                self._timed_step(names)
             times = [min(self._timed_step(names[:live]) for _ in range(TIMED_CHUNKS)) for live in range(1, count + 1)]
         finally:
             for name in names:
@@ -495,8 +493,11 @@ class Engine:
 
     def _timed_step(self, sessions: Sequence[str]) -> float:
         watch = Stopwatch(self._device)
-        self.step(sessions)
+        results = self.step(sessions)
         watch.mark("step")
+        for result in results:
+            if isinstance(result, Ended):
+                raise ValueError(f"no session can be made with these weights; a trial one ended: {result.reason}")
         return watch.seconds()["total"]
 
     @property
@@ -584,9 +585,8 @@ def build(
 @torch.inference_mode()
 def _rehearse(engine: Engine) -> None:
     """A few chunks in every slot, so that everything that a step needs has been in memory at once."""
-    picture = _grey_png() if engine.preset.image == "channels" else None
     for number in range(len(engine._slots)):
-        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, picture))
+        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, engine.warm_image()))
     for _ in range(REHEARSED_CHUNKS):
         engine.step()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.batch import Owed, joined
 from pipeline.chunk import Control, Ended, Session
+from pipeline.device import to_device
 from pipeline.history import Made, by_chunk, plan_rebuild
 from pipeline.slots import Slot
 from pipeline.transformer import TextTerms
@@ -88,7 +89,7 @@ class Revival:
                 history.skip(chunk)
             if chunk >= data.oldest or chunk < len(data.first):
                 latents = data.latents[chunk - data.oldest] if chunk >= data.oldest else data.first[chunk]
-                history.keep(Made(self._engine._to_device(torch.tensor(latents)), slot.steering.walked))
+                history.keep(Made(to_device(torch.tensor(latents), self._engine.device), slot.steering.walked))
         history.events = list(data.events)
 
     def _restore_cache(self, slot: Slot, data: Session, windows: int | None) -> None:

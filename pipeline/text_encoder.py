@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.device import to_device
+
 if TYPE_CHECKING:  # importing it takes seconds, which a model with another text encoder need not pay
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
@@ -65,12 +67,9 @@ class UMT5Encoder:
 def encode_tokens(model: "UMT5EncoderModel", ids: Tensor, mask: Tensor) -> list[Tensor]:
     """ids, mask: (B, S) int64, mask 1 for real tokens. Returns for each prompt the rows of its real tokens, (R, D)."""
     kept = [row.nonzero().squeeze(1) for row in mask.cpu()]  # found on the host, which then waits for no device
-    hidden = model(input_ids=_there(ids, model.device), attention_mask=_there(mask, model.device)).last_hidden_state
-    return [rows.index_select(0, _there(index, rows.device)) for rows, index in zip(hidden, kept, strict=True)]
-
-
-def _there(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    there = model.device
+    hidden = model(input_ids=to_device(ids, there), attention_mask=to_device(mask, there)).last_hidden_state
+    return [rows.index_select(0, to_device(index, rows.device)) for rows, index in zip(hidden, kept, strict=True)]
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.chunk import Session, SessionSpec, check_keys, check_prompt
+from pipeline.chunk import Session, SessionSpec, check_prompt, parse_keys
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.fairness import Fairness
@@ -464,19 +464,6 @@ def _say_ready(address: str, world: Any, media: Media) -> None:
 
 
 # generate, train, presets, doctor
-
-
-def parse_keys(script: str) -> tuple[frozenset[str], ...]:
-    """The keys held in each video frame of a script like "w-48,wl-24,none-10". ValueError says what is wrong."""
-    walk: list[frozenset[str]] = []
-    for part in filter(None, (part.strip() for part in script.split(","))):
-        keys, _, frames = part.partition("-")
-        if not keys or not frames.isascii() or not frames.isdigit() or int(frames[:6]) == 0:
-            raise ValueError(f"--keys has {part!r}; write keys and frames, such as w-48,wl-24,none-10")
-        held = frozenset() if keys == "none" else frozenset(keys)
-        check_keys(held)
-        walk += [held] * int(frames[:6])
-    return tuple(walk)
 
 
 def _watch(options: argparse.Namespace) -> int:

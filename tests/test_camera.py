@@ -120,15 +120,5 @@ def test_the_action_map_has_directions_and_four_flags():
     assert [values[3 + flag].unique().tolist() for flag in range(4)] == [[1.0], [0.0], [0.0], [1.0]]
 
 
-def test_a_key_script_lists_the_keys_of_each_frame():
-    assert camera.parse_script("w-2, iw-1,none-1") == [frozenset("w"), frozenset("w"), frozenset("iw"), NONE]
-
-
-@pytest.mark.parametrize("script", ["", "w", "w-0", "w-x", "w--3", "x-10", "w-10,,l-2", "w-999999"])
-def test_a_key_script_that_is_not_understood_is_refused(script):
-    with pytest.raises(ValueError, match=r"no part of a key script|no such key|longer than"):
-        camera.parse_script(script)
-
-
 def test_intrinsics_scale_with_the_picture():
     assert camera.Intrinsics(400, 300, 208, 120).scaled(0.5, 0.25) == (100, 150, 52, 60)

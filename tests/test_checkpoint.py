@@ -26,7 +26,7 @@ def state():
 
 
 def load(path, dtype=torch.float32):
-    return checkpoint.load_transformer(path, SMALL, dtype, "cpu")
+    return checkpoint.plan_transformer(path, SMALL).load(dtype, "cpu")
 
 
 def same(model, state):
@@ -121,7 +121,7 @@ def test_what_is_loaded_does_not_depend_on_the_file_any_more(tmp_path, state):
 def test_a_model_with_fp8_linears_takes_the_same_files(tmp_path, state):
     save_file(state, tmp_path / "model.safetensors")
     config = dataclasses.replace(SMALL, precision="fp8")
-    model = checkpoint.load_transformer(tmp_path, config, torch.bfloat16, "cpu")
+    model = checkpoint.plan_transformer(tmp_path, config).load(torch.bfloat16, "cpu")
     weight = state["blocks.1.ffn.0.weight"].bfloat16()
     values, scale = quantize_rows(weight)
     assert torch.equal(model.blocks[1].ffn[0].weight.float(), values.float())
@@ -219,9 +219,9 @@ def test_a_file_without_tensors_is_refused(tmp_path):
 
 def test_a_missing_vae_or_text_encoder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"the VAE is missing: there is no .*Wan2\.1_VAE\.pth"):
-        checkpoint.load_vae(tmp_path, torch.float32, "cpu")
+        checkpoint.plan_vae((tmp_path,))
     with pytest.raises(ValueError, match="the text encoder is missing"):
-        checkpoint.load_text_encoder(tmp_path, torch.float32, "cpu")
+        checkpoint.plan_text_encoder((tmp_path,))
 
 
 def test_every_name_of_the_published_text_encoder_has_a_place(tmp_path):

@@ -172,6 +172,16 @@ def test_prewarm_leaves_the_bits_as_they_were(monkeypatch):
     assert torch.equal(cold, latents.of("watched"))
 
 
+def test_prewarm_refuses_weights_that_make_no_numbers(monkeypatch):
+    """Each step would end its sessions, and the next ones, without any, would be measured as very quick."""
+    engine = small_engine()
+    noise = engine._noise
+    monkeypatch.setattr(engine, "_noise", lambda slots, step: noise(slots, step) * float("nan"))
+    with pytest.raises(ValueError, match="no session can be made with these weights"):
+        engine.prewarm()
+    assert engine.world is None and not list(engine._slots)
+
+
 def test_a_context_pass_by_itself_gives_what_one_within_the_next_chunk_gives(monkeypatch):
     engine = small_engine()
     latents = Latents(engine, monkeypatch)

@@ -67,7 +67,7 @@ def test_a_diffusers_transformer_gives_the_flow_that_diffusers_gives(diffusers_w
     # diffusers makes the timestep's angles in float32, the reference in float64: at 0 there is no difference
     folder, theirs = diffusers_wan
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
-    ours = checkpoint.load_transformer(folder, SMALL, torch.float32, "cpu")
+    ours = checkpoint.plan_transformer(folder, SMALL).load(torch.float32, "cpu")
     torch.manual_seed(2)
     latent, text, time = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 5, SMALL.text_dim), torch.tensor([timestep])
     padded = torch.nn.functional.pad(text, (0, 0, 0, SMALL.text_rows - 5))
@@ -103,7 +103,7 @@ def test_a_diffusers_vae_encodes_and_decodes_as_diffusers_does(tmp_path):
         latents_std=list(SMALL_VAE.std),
     )
     rough(theirs).save_pretrained(tmp_path / "vae")
-    ours = checkpoint.load_vae(tmp_path, torch.float32, "cpu", SMALL_VAE)
+    ours = checkpoint.plan_vae((tmp_path,), SMALL_VAE).load(torch.float32, "cpu")
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (SMALL_VAE.mean, SMALL_VAE.std))
 
     torch.manual_seed(3)
@@ -166,7 +166,7 @@ def test_the_published_text_encoder_file_is_the_same_encoder(tmp_path):
 def test_the_published_vae_file_loads(tmp_path):
     vae = rough(WanVAE(SMALL_VAE))
     torch.save(vae.state_dict(), tmp_path / "Wan2.1_VAE.pth")
-    loaded = checkpoint.load_vae(tmp_path, torch.float32, "cpu", SMALL_VAE).state_dict()
+    loaded = checkpoint.plan_vae((tmp_path,), SMALL_VAE).load(torch.float32, "cpu").state_dict()
     assert loaded.keys() == vae.state_dict().keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in vae.state_dict().items())
 

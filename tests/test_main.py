@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stream.__main__ import _parser, engine_options, main, media_options, parse_keys
+from stream.__main__ import _parser, engine_options, main, media_options
 from stream.ice import Reach
 from stream.protocol import IceServer
 from stream.webrtc import Media
@@ -259,11 +259,6 @@ def test_the_picture_is_sent_as_the_command_line_says(tmp_path):
     assert media_options(options, "127.0.0.1").reach.address is None
     assert media_options(options, "192.0.2.1").reach.address == "192.0.2.1"
     assert media_options(_parser().parse_args(["serve"]), "127.0.0.1") == Media()
-
-
-def test_a_script_of_keys_is_held_frame_by_frame():
-    assert parse_keys("w-2,wl-1, none-1") == (frozenset("w"), frozenset("w"), frozenset("wl"), frozenset())
-    assert parse_keys("") == ()
 
 
 def test_the_engine_is_built_with_what_the_command_line_says():

@@ -1,5 +1,6 @@
 """Sessions as plain data in the real engine at small width: snapshot, resume, rewind, fork, a new prompt's rebuild."""
 
+import functools
 import io
 import pickle
 from dataclasses import replace
@@ -13,6 +14,7 @@ from test_engine import CONFIG, PRESET, Text, Vae, spec
 from pipeline import revival
 from pipeline.chunk import Control, Ended, Session, WorldFull
 from pipeline.engine import Engine
+from pipeline.kv_cache import KVCache
 from pipeline.load import Parts
 from pipeline.text_encoder import PromptCache
 from pipeline.transformer import Transformer
@@ -193,6 +195,43 @@ def test_a_session_with_a_picture_resumes_bit_for_bit_with_the_wan_decoder():
     frames = run(first, "a", range(11))
     second.resume(first.snapshot("a").rewound(10, first.preset.frames_until(10)))
     assert np.array_equal(run(second, "a", range(10, 11))[0], frames[10])
+
+
+@pytest.fixture
+def following(monkeypatch):
+    """Sinks follow their streams from early on: from the chunk after the one that closes the ring."""
+    monkeypatch.setattr("pipeline.engine.KVCache", functools.partial(KVCache, positions=SMALL.window))
+
+
+@pytest.mark.parametrize("change", ["rebuild", "swap"])
+def test_a_session_whose_sink_follows_resumes_and_rewinds_bit_for_bit(change, following):
+    expected, first = whole(prompt_change=change), opened(prompt_change=change)
+    second = small_engine(prompt_change=change)
+    run(first, "a", range(12))
+    turned = first._cache._turned[0]
+    assert turned == [2 * 11 - SMALL.window + 2] * len(turned), "the last chunk's steps turned every layer's sink"
+    second.resume(first.snapshot("a"))
+    run(second, "a", range(12, CHUNKS))
+    assert same(second.snapshot("a"), expected)
+    for chunk in (8, 2):  # beyond where the sink begins to follow, and before
+        first.rewind("a", chunk)
+        run(first, "a", range(chunk, CHUNKS))
+        assert same(first.snapshot("a"), expected)
+
+
+def test_the_sink_of_these_tests_follows(following, monkeypatch):
+    """So that they cannot pass on a cache that leaves every sink where it was."""
+    turned = whole()
+    monkeypatch.undo()
+    assert distance(turned, whole()) > 1e-5
+
+
+def test_a_replayed_session_whose_sink_follows_has_the_same_bits(following):
+    expected, second = whole(), small_engine()
+    data = expected.rewound(10, 77)
+    second.resume(replace(data, latents=data.latents[-1:]))
+    run(second, "a", range(10, CHUNKS))
+    assert same(second.snapshot("a"), expected)
 
 
 def latents_beside(schedule: str, strangers: bool) -> np.ndarray:
