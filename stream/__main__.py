@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pipeline.chunk import Session, SessionSpec, check_keys, check_prompt
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
+from stream.doors import CONNECTIONS_PER_ADDRESS, Doors, Impatient
 from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
 SHUTDOWN_SECONDS = 1
+KEEP_ALIVE_SECONDS, PING_SECONDS = 5, 5
 EXPECTED = ("Invalid UTF-8", "timeout graceful shutdown exceeded")
 """What uvicorn calls an error and is none: broken text is answered with close code 1007, and at the end we wait for
 no one who does not hang up."""
@@ -173,6 +175,13 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may play, or *"
     )
+    parser.add_argument(
+        "--connections-per-address",
+        type=int,
+        default=CONNECTIONS_PER_ADDRESS,
+        metavar="N",
+        help="so many at most for one viewer's address, of which a page needs 2 (default: %(default)s)",
+    )
     parser.add_argument("--certfile", metavar="FILE", help="the certificate, for https")
     parser.add_argument("--keyfile", metavar="FILE", help="the certificate's key")
 
@@ -224,7 +233,13 @@ def _serve(options: argparse.Namespace) -> int:
     with _listening(options.host, options.port) as listener:
         media = media_options(options, listener.getsockname()[0])
         engine, fairness = engine_options(options), fairness_options(options)
-        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions)
+        doors = door_options(options)
+        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions, doors)
+
+
+def door_options(options: argparse.Namespace) -> Doors:
+    """Who may come in. ValueError says what the user can mend."""
+    return Doors(options.connections_per_address)
 
 
 def fairness_options(options: argparse.Namespace) -> Fairness:
@@ -297,6 +312,7 @@ def serve(
     tls: tuple[str, str] | None = None,
     fairness: Fairness | None = None,
     sessions: Path | None = None,
+    doors: Doors | None = None,
 ) -> int:
     """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key.
 
@@ -326,6 +342,7 @@ def serve(
         on_failure=fail,
         fairness=fairness,
         sessions=sessions,
+        doors=doors,
     )
     print(f"The world is being made ready; its page is {address}", flush=True)
     asyncio.run(_run_server(service, listener, stop, tls))
@@ -351,8 +368,10 @@ async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event
         create_app(service),
         ws="auto",  # the websockets package, by whichever of uvicorn's two ways is current
         ws_max_size=MAX_MESSAGE_BYTES * 4,
-        ws_ping_interval=5,
-        ws_ping_timeout=5,
+        http=Impatient,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         ssl_certfile=tls and tls[0],
@@ -377,6 +396,7 @@ def _check_serve(options: argparse.Namespace) -> None:
     if not 1 <= options.slots <= 64:
         raise UserError(f"--slots is {options.slots}; it must be from 1 to 64")
     fairness_options(options)
+    door_options(options)
     _check_folder(options.sessions)
     if not 0 < options.lead <= 16:
         raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")

@@ -18,6 +18,7 @@ from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
 from stream import protocol
 from stream.archive import Archive
+from stream.doors import BODY_SECONDS, UPLOAD_SECONDS
 from stream.hub import Hub
 from stream.session import Session, State
 from stream.viewer import Viewer
@@ -83,7 +84,9 @@ class Problem(protocol.Message):
     detail: str
 
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 413, 415, 503)}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 503)
+}
 
 
 def routes(hub: Hub, archive: Archive) -> APIRouter:
@@ -135,7 +138,7 @@ class _Api:
         _check_type(request, FILE)
         world = self._world()
         with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
-            await _save(request, file.write)
+            await _save(request, file.write, UPLOAD_SECONDS)
             file.flush()
             data = await asyncio.to_thread(_load, Path(file.name), world)
         return self._created(response, lambda: self._hub.resume_copy(data))
@@ -224,18 +227,22 @@ def _check_type(request: Request, wanted: str) -> None:
         raise HTTPException(415, f"the body's Content-Type is {given[:80]!r}; it must be {wanted}")
 
 
-async def _save(request: Request, write: Callable[[bytes], Any], limit: int = MAX_FILE_BYTES) -> None:
+async def _save(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int = MAX_FILE_BYTES) -> None:
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
-        write(part)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
+                write(part)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
 
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
-    await _save(request, body.extend, MAX_BODY_BYTES)
+    await _save(request, body.extend, BODY_SECONDS, MAX_BODY_BYTES)
     return bytes(body)
 
 

@@ -4,6 +4,7 @@ POST an offer and get an answer, PATCH to trickle candidates, DELETE to leave. W
 what its players do otherwise is decided here: If-Match is checked where it is sent, as no library sends it.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -13,6 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from pipeline.chunk import check_prompt
 from stream import protocol
+from stream.doors import BODY_SECONDS, TooMany
 from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.session import State
@@ -35,7 +37,7 @@ class Host(Protocol):
     hub: Hub
     ready: bool
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]: ...
+    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]: ...
     def peer(self, peer_id: str) -> Peer | None: ...
 
 
@@ -79,6 +81,8 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = await handler(request)
         except Refusal as refusal:
             response = PlainTextResponse(f"{refusal}\n", refusal.status, refusal.headers)
+        except TooMany as error:
+            response = PlainTextResponse(f"{error}\n", 429, {"Retry-After": str(RETRY_SECONDS)})
         except NoFreePort as error:
             response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
         except ValueError as error:
@@ -134,7 +138,7 @@ class _Sessions:
         offer = check_offer(await _body(request))
         viewer, is_new = self._viewer_for(request)
         try:
-            peer, answer = await self._host.offer(offer, viewer, ends_viewer=is_new)
+            peer, answer = await self._host.offer(offer, viewer, is_new, request.client and request.client.host)
         except BaseException:  # whatever it is, the slot must be free again
             if is_new:
                 self._host.hub.leave(viewer)
@@ -234,10 +238,14 @@ def _check_match(request: Request, etag: str) -> None:
 
 async def _body(request: Request) -> str:
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_OFFER_BYTES:
-            raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_OFFER_BYTES:
+                    raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} seconds") from None
     try:
         return body.decode()
     except UnicodeDecodeError:

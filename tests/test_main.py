@@ -175,6 +175,7 @@ def test_a_port_in_use_is_told_at_once(capsys):
         (["watch", "http://x", "--prompt", "a", "-o", "a.gif"], "a.gif is no video file's name"),
         (["serve", "--turn", "0"], "--turn is 0.0; it must be more than 0 seconds"),
         (["serve", "--idle", "nan"], "--idle is nan; it must be more than 0 minutes"),
+        (["serve", "--connections-per-address", "1"], "1 connections per address are too few"),
         (["serve", "--sessions", "/dev/null/x"], "--sessions /dev/null/x cannot be made"),
         (["serve", "--context", "0"], "--context is 0"),
         (["generate", "--prompt", "a", "--context", "-3", "-o", "a.mp4"], "--context is -3"),
