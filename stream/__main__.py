@@ -173,7 +173,11 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--public-ip", metavar="ADDRESS", help="the address of this server outside its NAT")
     parser.add_argument("--udp-ports", metavar="FIRST-LAST", help="the ports for media, such as 40000-40100")
     parser.add_argument(
-        "--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may play, or *"
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may play and steer, or *",
     )
     parser.add_argument(
         "--connections-per-address",
@@ -182,6 +186,7 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="so many at most for one viewer's address, of which a page needs 2 (default: %(default)s)",
     )
+    _add_token_options(parser, "give worlds only to those who have this token")
     parser.add_argument("--certfile", metavar="FILE", help="the certificate, for https")
     parser.add_argument("--keyfile", metavar="FILE", help="the certificate's key")
 
@@ -205,6 +210,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: one of the server's")
+    _add_token_options(parser, "the server's token, where it asks for one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_watch)
 
@@ -239,7 +245,26 @@ def _serve(options: argparse.Namespace) -> int:
 
 def door_options(options: argparse.Namespace) -> Doors:
     """Who may come in. ValueError says what the user can mend."""
-    return Doors(options.connections_per_address)
+    return Doors(options.connections_per_address, server_token(options))
+
+
+def server_token(options: argparse.Namespace) -> str | None:
+    """The server's token, None where there is none. UserError never repeats it."""
+    if options.token_file is None:
+        return options.token
+    if options.token is not None:
+        raise UserError("--token and --token-file are two ways to say the same; give one")
+    try:
+        return options.token_file.read_text().strip()
+    except (OSError, ValueError):
+        raise UserError(f"{options.token_file} cannot be read; --token-file takes a text file with the token") from None
+
+
+def _add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, use: str) -> None:
+    parser.add_argument(
+        "--token", metavar="SECRET", help=f"{use}; the list of processes shows it, --token-file does not"
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="the token from a file")
 
 
 def fairness_options(options: argparse.Namespace) -> Fairness:
@@ -509,7 +534,7 @@ def _watch(options: argparse.Namespace) -> int:
         raise UserError(f"--frames is {frames}; it must be at least 1")
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
-    wish = Wish(options.prompt, frames, options.seed, walk)
+    wish = Wish(options.prompt, frames, options.seed, walk, server_token(options))
     seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
     print(f"{options.output}: {seen} frames")
     return 0

@@ -1,9 +1,15 @@
-"""Who may come in: how many connections one address may have, and how long a connection may say nothing."""
+"""Who may come in: pages of which origins, with which token, and how many connections of one address.
+
+And how long a connection may say nothing.
+"""
 
 import asyncio
 import ipaddress
+import re
+import secrets
 from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -23,13 +29,23 @@ class TooMany(Exception):
     """An address has all the connections that it may have; the text says so."""
 
 
-class Doors:
-    """Counts the connections of each address. This machine's own are not counted: a proxy on it may name no one."""
+class NoAccess(Exception):
+    """The server's token is missing or wrong; the text says so."""
 
-    def __init__(self, per_address: int = CONNECTIONS_PER_ADDRESS) -> None:
+
+class Doors:
+    """Counts the connections of each address. This machine's own are not counted: a proxy on it may name no one.
+
+    Without a `token` whoever comes may have a world.
+    """
+
+    def __init__(self, per_address: int = CONNECTIONS_PER_ADDRESS, token: str | None = None) -> None:
+        """Raises ValueError, which never repeats the token."""
         if per_address < 2:
             raise ValueError(f"{per_address} connections per address are too few; a page needs 2")
-        self._per_address = per_address
+        if token is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", token):
+            raise ValueError("the server's token must be 16 to 256 ASCII characters without spaces")
+        self._per_address, self._token = per_address, token
         self._open: Counter[str] = Counter()
 
     def take(self, host: str | None) -> str | None:
@@ -48,10 +64,47 @@ class Doors:
             if not self._open[key]:
                 del self._open[key]
 
+    def check_token(self, given: str | None) -> None:
+        """Raise NoAccess unless this is the server's token, or it has none."""
+        if self._token is None:
+            return
+        if not given:
+            raise NoAccess("this server gives worlds to those who have its token, and none was sent")
+        if not secrets.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode()):
+            raise NoAccess("that is not this server's token")
+
     @property
     def open(self) -> int:
         """All connections that are counted."""
         return self._open.total()
+
+
+def is_welcome(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> bool:
+    """True when a page of `origin` may steer a world at the address `host`, each as the request's header says it.
+
+    Pages of this server may, and those that are listed. What sends no origin is no browser. The scheme is not compared:
+    a proxy may have taken the TLS away.
+    """
+    if origin is None or origin in allowed or "*" in allowed:
+        return True
+    place = _place(origin)
+    return place[0] is not None and place == _place(f"{urlsplit(origin).scheme}://{host}")
+
+
+def _place(address: str) -> tuple[str | None, int | None]:
+    """Host and port of an origin; the port that the scheme implies is none. (None, None) for what is no origin."""
+    try:
+        parts = urlsplit(address)
+        port = None if parts.port == {"http": 80, "https": 443}.get(parts.scheme) else parts.port
+    except ValueError:
+        return None, None
+    return parts.hostname, port
+
+
+def bearer(header: str | None) -> str | None:
+    """The token in an Authorization header, None when there is none."""
+    scheme, _, token = (header or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _counted_as(host: str | None) -> str | None:

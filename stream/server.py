@@ -19,7 +19,7 @@ from fastapi.responses import PlainTextResponse
 
 from stream import api, protocol, whep, worker
 from stream.archive import Archive
-from stream.doors import Doors, TooMany
+from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
 from stream.hub import Hub
 from stream.pacer import Paced, Pacer
@@ -39,6 +39,7 @@ LEFT = (1000, 1001)
 """The close codes of who has left: 1001 is a browser's for a closed page. With any other the connection broke, and the
 viewer may come back."""
 
+FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those that may.\n"
 TICK_SECONDS = 0.25
 _KINDS = {
     ".html": "text/html",
@@ -236,11 +237,15 @@ class Connection:
 
     async def run(self) -> None:
         """Until either side ends it. Who has left frees the slot; who was lost may come back."""
+        headers = self._socket.headers
+        if not is_welcome(headers.get("origin"), headers.get("host"), self._service.allowed_origins):
+            await self._socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
+            return
         await self._socket.accept()
         try:
             counted = self._service.doors.take(self._socket.client and self._socket.client.host)
         except TooMany as error:
-            self._tell(protocol.Ended(reason=f"{str(error).capitalize()}."))
+            self._tell(protocol.Ended(reason=_sentence(error)))
             await self._flush()
             return
         try:
@@ -334,7 +339,10 @@ class Connection:
         if not isinstance(message, protocol.Hello):
             raise protocol.ProtocolError(f"say hello first: {protocol.Hello.example}", getattr(message, "seq", None))
         try:
+            self._service.doors.check_token(message.access)
             self._viewer = await self._service.enter(message, self._tell)
+        except NoAccess as error:
+            self._tell(protocol.Ended(reason=_sentence(error)))
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))
         return True
@@ -342,6 +350,11 @@ class Connection:
     def _refuse(self, reason: str, seq: int | None = None) -> None:
         self._hub.metrics.errors.inc()
         self._tell(protocol.Error(message=reason, seq=seq))
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def create_app(service: Service) -> FastAPI:
@@ -355,7 +368,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
-    router = api.routes(service.hub, service.archive)
+    router = api.routes(service.hub, service.archive, service.doors)
     app.include_router(router)
 
     @app.websocket("/ws")

@@ -14,7 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from pipeline.chunk import check_prompt
 from stream import protocol
-from stream.doors import BODY_SECONDS, TooMany
+from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.session import State
@@ -35,6 +35,7 @@ class Host(Protocol):
     """The part of a Service that WHEP needs."""
 
     hub: Hub
+    doors: Doors
     ready: bool
 
     async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]: ...
@@ -81,6 +82,8 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = await handler(request)
         except Refusal as refusal:
             response = PlainTextResponse(f"{refusal}\n", refusal.status, refusal.headers)
+        except NoAccess as error:
+            response = PlainTextResponse(f"{error}\n", 401, {"WWW-Authenticate": "Bearer"})
         except TooMany as error:
             response = PlainTextResponse(f"{error}\n", 429, {"Retry-After": str(RETRY_SECONDS)})
         except NoFreePort as error:
@@ -184,8 +187,8 @@ class _Sessions:
     def _viewer_for(self, request: Request) -> tuple[Viewer, bool]:
         """The viewer that `?session=` names, or a new one for a player that only speaks WHEP.
 
-        With an empty `?session=` the token comes as `Authorization: Bearer`; without it such a header is a player's own
-        affair, such as what a proxy in front asks for.
+        With an empty `?session=` its token comes as `Authorization: Bearer`; without it that is the server's own token,
+        where it asks for one, or a player's own affair, such as what a proxy in front asks for.
         """
         token = request.query_params.get("session")
         if token == "":
@@ -201,6 +204,7 @@ class _Sessions:
 
     def _new_viewer(self, request: Request) -> Viewer:
         hub = self._host.hub
+        self._host.doors.check_token(bearer(request.headers.get("authorization")))
         prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), _seed(request.query_params.get("seed"))
         check_prompt(prompt)
         if not hub.has_room or hub.world is None:

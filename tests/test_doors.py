@@ -5,11 +5,13 @@ import contextlib
 
 import pytest
 import websockets
+from test_api import bearer
 from test_server import HELLO, hear, say, serving
 from test_webrtc import Player
 
 from stream import doors
-from stream.doors import Doors, TooMany
+from stream.client import Wish, watch
+from stream.doors import Doors, NoAccess, TooMany, is_welcome
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,94 @@ async def test_a_body_that_never_comes_is_answered_408(monkeypatch):
             async with asyncio.timeout(3):
                 assert b" 408 " in await reader.readline()
             writer.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "welcome"),
+    [
+        (None, "world.example.org", True),
+        ("https://world.example.org", "world.example.org", True),
+        ("https://world.example.org", "world.example.org:443", True),
+        ("http://localhost:8080", "localhost:8080", True),
+        ("http://[::1]:8080", "[::1]:8080", True),
+        ("https://friend.example.org", "world.example.org", True),
+        ("https://evil.example.org", "world.example.org", False),
+        ("https://world.example.org.evil.org", "world.example.org", False),
+        ("https://world.example.org@evil.org", "world.example.org", False),
+        ("http://localhost:9090", "localhost:8080", False),
+        ("https://world.example.org:99999", "world.example.org", False),
+        ("https://world.example.org", None, False),
+        ("null", "world.example.org", False),
+        ("null", None, False),
+        ("", "", False),
+    ],
+)
+def test_pages_of_this_server_and_of_those_that_are_listed_may_steer(origin, host, welcome):
+    assert is_welcome(origin, host, ("https://friend.example.org",)) == welcome
+    assert is_welcome(origin, host, ("*",))
+
+
+async def test_a_page_of_another_site_gets_no_socket_and_our_own_does():
+    async with serving(allowed_origins=("https://friend.example.org",)) as client:
+        for origin in (f"http://127.0.0.1:{client.port}", "https://friend.example.org"):
+            async with page_of(client, "203.0.113.7", Origin=origin) as page:
+                await hear(page, "welcome")
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with page_of(client, "203.0.113.7", Origin="https://evil.example.org"):
+                pass
+        assert refused.value.response.status_code == 403 and b"--allow-origin" in refused.value.response.body
+        assert client.service.doors.open == 0
+
+
+TOKEN = "a-long-enough-secret"
+
+
+@pytest.mark.parametrize("given", [None, "", TOKEN[:-1], TOKEN + "x", "\u00e9" * 20, "\ud800"])
+def test_only_the_servers_token_is_the_servers_token(given):
+    Doors(token=TOKEN).check_token(TOKEN)
+    Doors().check_token(given)
+    with pytest.raises(NoAccess) as refused:
+        Doors(token=TOKEN).check_token(given)
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", ["", "short", "with a space in it ", "\u00e9" * 16, "x" * 257])
+def test_a_token_that_is_none_is_refused_and_not_repeated(token):
+    with pytest.raises(ValueError, match="16 to 256 ASCII characters") as refused:
+        Doors(token=token)
+    assert not token or token not in str(refused.value)
+
+
+async def test_with_a_token_no_way_leads_to_a_world_without_it(tmp_path, caplog, capfd):
+    player = Player()
+    async with serving(doors=Doors(token=TOKEN)) as client:
+        offer, file = await player.offer(), {"Content-Type": "application/octet-stream"}
+        for headers in ({}, bearer("x" * 20)):
+            answers = [
+                await client.post("/whep", offer, **headers),
+                await client.http.post("/api/sessions", json={"prompt": "red"}, headers=headers),
+                await client.http.post("/api/sessions/file", content=b"x", headers={**file, **headers}),
+            ]
+            assert [(one.status_code, one.headers["www-authenticate"]) for one in answers] == [(401, "Bearer")] * 3
+        for wrong in ({}, {"access": "x" * 20}, {"access": "x" * 20, "token": "y" * 32}):
+            async with client.page(**wrong) as page:
+                assert "token" in (await hear(page, "ended"))["reason"]
+                await page.wait_closed()
+        assert client.service.hub.has_room and "viewers 0.0" in (await client.http.get("/metrics")).text
+
+        made = await client.http.post("/api/sessions", json={"prompt": "red"}, headers=bearer(TOKEN))
+        assert made.status_code == 201
+        where = made.headers["location"]
+        assert (await client.http.get(where, headers=bearer(made.json()["token"]))).status_code == 200
+        assert (await client.http.get(where, headers=bearer(TOKEN))).status_code == 404
+        assert (await client.http.delete(where, headers=bearer(made.json()["token"]))).status_code == 204
+        answer = await client.post("/whep", offer, **bearer(TOKEN))
+        assert answer.status_code == 201
+        await client.http.delete(answer.headers["location"])
+        with pytest.raises(ValueError, match="give"):
+            await watch(f"http://127.0.0.1:{client.port}", Wish("red", 2), tmp_path / "out.mp4")
+        assert await watch(f"http://127.0.0.1:{client.port}", Wish("red", 2, access=TOKEN), tmp_path / "out.mp4") == 2
+    await player.connection.close()
+    printed = capfd.readouterr()
+    assert TOKEN not in caplog.text + printed.out + printed.err
+    assert TOKEN not in repr(Wish("red", 2, access=TOKEN))
