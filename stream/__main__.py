@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pipeline.chunk import Session, SessionSpec, check_prompt, parse_keys
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
+from stream.doors import CONNECTIONS_PER_ADDRESS, Doors, Impatient
 from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
 SHUTDOWN_SECONDS = 1
+KEEP_ALIVE_SECONDS, PING_SECONDS = 5, 5
 EXPECTED = ("Invalid UTF-8", "timeout graceful shutdown exceeded")
 """What uvicorn calls an error and is none: broken text is answered with close code 1007, and at the end we wait for
 no one who does not hang up."""
@@ -171,8 +173,20 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--public-ip", metavar="ADDRESS", help="the address of this server outside its NAT")
     parser.add_argument("--udp-ports", metavar="FIRST-LAST", help="the ports for media, such as 40000-40100")
     parser.add_argument(
-        "--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may play, or *"
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may play and steer, or *",
     )
+    parser.add_argument(
+        "--connections-per-address",
+        type=int,
+        default=CONNECTIONS_PER_ADDRESS,
+        metavar="N",
+        help="so many at most for one viewer's address, of which a page needs 2 (default: %(default)s)",
+    )
+    _add_token_options(parser, "give worlds only to those who have this token")
     parser.add_argument("--certfile", metavar="FILE", help="the certificate, for https")
     parser.add_argument("--keyfile", metavar="FILE", help="the certificate's key")
 
@@ -196,6 +210,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: one of the server's")
+    _add_token_options(parser, "the server's token, where it asks for one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_watch)
 
@@ -224,7 +239,32 @@ def _serve(options: argparse.Namespace) -> int:
     with _listening(options.host, options.port) as listener:
         media = media_options(options, listener.getsockname()[0])
         engine, fairness = engine_options(options), fairness_options(options)
-        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions)
+        doors = door_options(options)
+        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions, doors)
+
+
+def door_options(options: argparse.Namespace) -> Doors:
+    """Who may come in. ValueError says what the user can mend."""
+    return Doors(options.connections_per_address, server_token(options))
+
+
+def server_token(options: argparse.Namespace) -> str | None:
+    """The server's token, None where there is none. UserError never repeats it."""
+    if options.token_file is None:
+        return options.token
+    if options.token is not None:
+        raise UserError("--token and --token-file are two ways to say the same; give one")
+    try:
+        return options.token_file.read_text().strip()
+    except (OSError, ValueError):
+        raise UserError(f"{options.token_file} cannot be read; --token-file takes a text file with the token") from None
+
+
+def _add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, use: str) -> None:
+    parser.add_argument(
+        "--token", metavar="SECRET", help=f"{use}; the list of processes shows it, --token-file does not"
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="the token from a file")
 
 
 def fairness_options(options: argparse.Namespace) -> Fairness:
@@ -297,6 +337,7 @@ def serve(
     tls: tuple[str, str] | None = None,
     fairness: Fairness | None = None,
     sessions: Path | None = None,
+    doors: Doors | None = None,
 ) -> int:
     """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key.
 
@@ -326,6 +367,7 @@ def serve(
         on_failure=fail,
         fairness=fairness,
         sessions=sessions,
+        doors=doors,
     )
     print(f"The world is being made ready; its page is {address}", flush=True)
     asyncio.run(_run_server(service, listener, stop, tls))
@@ -351,8 +393,10 @@ async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event
         create_app(service),
         ws="auto",  # the websockets package, by whichever of uvicorn's two ways is current
         ws_max_size=MAX_MESSAGE_BYTES * 4,
-        ws_ping_interval=5,
-        ws_ping_timeout=5,
+        http=Impatient,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_level="warning",
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         ssl_certfile=tls and tls[0],
@@ -377,6 +421,7 @@ def _check_serve(options: argparse.Namespace) -> None:
     if not 1 <= options.slots <= 64:
         raise UserError(f"--slots is {options.slots}; it must be from 1 to 64")
     fairness_options(options)
+    door_options(options)
     _check_folder(options.sessions)
     if not 0 < options.lead <= 16:
         raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")
@@ -476,7 +521,7 @@ def _watch(options: argparse.Namespace) -> int:
         raise UserError(f"--frames is {frames}; it must be at least 1")
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
-    wish = Wish(options.prompt, frames, options.seed, walk)
+    wish = Wish(options.prompt, frames, options.seed, walk, server_token(options))
     seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
     print(f"{options.output}: {seen} frames")
     return 0

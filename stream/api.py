@@ -18,6 +18,7 @@ from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
 from stream import protocol
 from stream.archive import Archive
+from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
 from stream.session import Session, State
 from stream.viewer import Viewer
@@ -83,12 +84,14 @@ class Problem(protocol.Message):
     detail: str
 
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 413, 415, 503)}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 503)
+}
 
 
-def routes(hub: Hub, archive: Archive) -> APIRouter:
+def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
     """The routes under /api."""
-    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive)
+    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors)
     add = router.add_api_route
     one, file = "/sessions/{session}", "/sessions/{session}/file"
     created = {"status_code": 201, "response_model": Created}
@@ -101,7 +104,13 @@ def routes(hub: Hub, archive: Archive) -> APIRouter:
     return router
 
 
-SECURITY = {"token": {"type": "http", "scheme": "bearer", "description": "The token that the session was made with."}}
+SECURITY = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The session's own; to make one, the server's, if any.",
+    }
+}
 _SECURED = {"security": [{"token": []}]}
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -113,8 +122,8 @@ def _body_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
 class _Api:
     """What the requests do. A refusal is an HTTPException with a sentence."""
 
-    def __init__(self, hub: Hub, archive: Archive) -> None:
-        self._hub, self._archive = hub, archive
+    def __init__(self, hub: Hub, archive: Archive, doors: Doors) -> None:
+        self._hub, self._archive, self._doors = hub, archive, doors
 
     async def presets(self) -> list[Preset]:
         """The worlds that are served here."""
@@ -124,6 +133,7 @@ class _Api:
 
     async def create(self, request: Request, response: Response) -> Created:
         """Make a session; it is live at once or in line."""
+        self._check_access(request)
         _check_type(request, JSON)
         wish = _parsed(await _body(request))
         if wish.preset not in (None, self._world().preset):
@@ -132,10 +142,11 @@ class _Api:
 
     async def upload(self, request: Request, response: Response) -> Created:
         """Go on with a session from its file, as a session of its own."""
+        self._check_access(request)
         _check_type(request, FILE)
         world = self._world()
         with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
-            await _save(request, file.write)
+            await _save(request, file.write, UPLOAD_SECONDS)
             file.flush()
             data = await asyncio.to_thread(_load, Path(file.name), world)
         return self._created(response, lambda: self._hub.resume_copy(data))
@@ -165,6 +176,13 @@ class _Api:
         return Response(await asyncio.to_thread(_bytes, data), headers={"Content-Disposition": name}, media_type=FILE)
 
     # Inside.
+
+    def _check_access(self, request: Request) -> None:
+        """Who makes a session needs the server's token, where it has one; from then on the session's own."""
+        try:
+            self._doors.check_token(bearer(request.headers.get("authorization")))
+        except NoAccess as error:
+            raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from None
 
     def _world(self) -> World:
         if self._hub.world is None:
@@ -211,11 +229,11 @@ class _Api:
 
 
 def _token(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = bearer(request.headers.get("authorization"))
+    if token is None:
         reason = "this needs the header `Authorization: Bearer TOKEN`, with the token of the session"
         raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
-    return token.strip()
+    return token
 
 
 def _check_type(request: Request, wanted: str) -> None:
@@ -224,18 +242,22 @@ def _check_type(request: Request, wanted: str) -> None:
         raise HTTPException(415, f"the body's Content-Type is {given[:80]!r}; it must be {wanted}")
 
 
-async def _save(request: Request, write: Callable[[bytes], Any], limit: int = MAX_FILE_BYTES) -> None:
+async def _save(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int = MAX_FILE_BYTES) -> None:
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
-        write(part)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
+                write(part)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
 
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
-    await _save(request, body.extend, MAX_BODY_BYTES)
+    await _save(request, body.extend, BODY_SECONDS, MAX_BODY_BYTES)
     return bytes(body)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,12 +40,16 @@ class Over(Exception):
 
 @dataclass(frozen=True)
 class Wish:
-    """What to watch: `walk` is the keys held in each video frame seen, from the first; `frames` how many to see."""
+    """What to watch: `walk` is the keys held in each video frame seen, from the first; `frames` how many to see.
+
+    `access` is the server's token, where it asks for one.
+    """
 
     prompt: str
     frames: int
     seed: int | None = None
     walk: tuple[frozenset[str], ...] = ()
+    access: str | None = field(default=None, repr=False)
 
 
 def check_output(out: Path) -> None:
@@ -171,7 +175,10 @@ class _Viewer:
 
     def _hello(self) -> protocol.Hello:
         token = self._welcome.token if self._welcome else None
-        return protocol.Hello(version=protocol.VERSION, prompt=self._wish.prompt, seed=self._wish.seed, token=token)
+        wish = self._wish
+        return protocol.Hello(
+            version=protocol.VERSION, prompt=wish.prompt, seed=wish.seed, token=token, access=wish.access
+        )
 
     async def _send(self, socket: websockets.ClientConnection, message: protocol.FromClient) -> None:
         await socket.send(message.model_dump_json(exclude_none=True))

@@ -96,6 +96,7 @@ class Hello(_WithPrompt):
     """The first message: what to see; without a seed the server draws one.
 
     With the `token` of an earlier welcome that session goes on; if it is gone, a new one begins.
+    `access` is the server's own token, where it asks for one.
     """
 
     example = '{"type": "hello", "version": 1, "prompt": "a snowy forest at night", "seed": 7}'
@@ -104,6 +105,7 @@ class Hello(_WithPrompt):
     prompt: Text
     seed: Seed | None = None
     token: Token | None = None
+    access: Annotated[Text, Field(max_length=256)] | None = Field(default=None, repr=False)
 
 
 class Prompt(_WithPrompt):

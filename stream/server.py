@@ -19,6 +19,7 @@ from fastapi.responses import PlainTextResponse
 
 from stream import api, protocol, whep, worker
 from stream.archive import Archive
+from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
 from stream.hub import Hub
 from stream.pacer import Paced, Pacer
@@ -32,10 +33,13 @@ HELLO_SECONDS = 10.0
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 60, 120
 FLOOD = 600
 """So many messages in a row above the rate end the connection."""
+MAX_OUTGOING = 256
+"""A page that leaves so many messages unread is gone; its connection ends."""
 LEFT = (1000, 1001)
 """The close codes of who has left: 1001 is a browser's for a closed page. With any other the connection broke, and the
 viewer may come back."""
 
+FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those that may.\n"
 TICK_SECONDS = 0.25
 _KINDS = {
     ".html": "text/html",
@@ -75,9 +79,9 @@ class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
-    may play them besides our own. `fairness` is the hub's. Parked sessions lie in the folder `sessions`; without one
-    they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the event loop when
-    the engine is ready for the first time and when it will never be.
+    may play them besides our own, `doors` who may come in. `fairness` is the hub's. Parked sessions lie in the folder
+    `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the
+    event loop when the engine is ready for the first time and when it will never be.
     """
 
     def __init__(
@@ -91,7 +95,9 @@ class Service:
         on_failure: Callable[[worker.Died], None] = lambda died: None,
         fairness: Fairness | None = None,
         sessions: Path | None = None,
+        doors: Doors | None = None,
     ) -> None:
+        self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread)
         self._media, self.allowed_origins = media or Media(), allowed_origins
         self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
@@ -100,6 +106,7 @@ class Service:
         self.hub = Hub(self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness)
         self._on_ready, self._on_failure = on_ready, on_failure
         self._peers: dict[str, tuple[Peer, Viewer]] = {}
+        self._counted: dict[str, str | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = False
@@ -139,14 +146,23 @@ class Service:
                 return self.hub.resume(token, data, hear)
         return self.hub.enter(hello.prompt, hello.seed, hear)
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]:
-        """A new peer, in place of an earlier one, for a checked offer, and the answer. Raises as Peer.answer."""
+    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]:
+        """A new peer for a checked offer from the address `host`, in place of an earlier one, and the answer.
+
+        Raises as Peer.answer; TooMany.
+        """
         assert self.hub.world is not None, "a live viewer has a world"
         feed, fps = _Feed(self.hub, viewer), self.hub.world.fps
         peer = Peer(feed, fps, self._media, lambda: self._gone(peer.id), ends_viewer)
-        answer = await peer.answer(sdp)
+        counted = self.doors.take(host)
+        try:
+            answer = await peer.answer(sdp)
+        except BaseException:  # whatever it is, the connection is none
+            self.doors.give_back(counted)
+            raise
         earlier = [other for other, watcher in self._peers.values() if watcher is viewer]
         self._peers[peer.id] = (peer, viewer)
+        self._counted[peer.id] = counted
         viewer.ended = lambda: self._close_peers(viewer)
         for other in earlier:
             self._keep(other.close())
@@ -160,6 +176,7 @@ class Service:
 
     def _gone(self, peer_id: str) -> None:
         peer, viewer = self._peers.pop(peer_id, (None, None))
+        self.doors.give_back(self._counted.pop(peer_id, None))
         if peer and viewer and peer.ends_viewer:
             self.hub.leave(viewer)
 
@@ -213,15 +230,30 @@ class Connection:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service, self._hub = socket, service, service.hub
         self._bucket = Bucket(MESSAGES_A_SECOND, MESSAGES_AT_ONCE)
-        # A page that reads nothing for so long is gone; its connection ends.
-        self._outgoing: asyncio.Queue[protocol.FromServer] = asyncio.Queue(256)
+        self._outgoing: asyncio.Queue[protocol.FromServer] = asyncio.Queue(MAX_OUTGOING)
         self._viewer: Viewer | None = None
         self._full = asyncio.Event()
         self._left = False
 
     async def run(self) -> None:
         """Until either side ends it. Who has left frees the slot; who was lost may come back."""
+        headers = self._socket.headers
+        if not is_welcome(headers.get("origin"), headers.get("host"), self._service.allowed_origins):
+            await self._socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
+            return
         await self._socket.accept()
+        try:
+            counted = self._service.doors.take(self._socket.client and self._socket.client.host)
+        except TooMany as error:
+            self._tell(protocol.Ended(reason=_sentence(error)))
+            await self._flush()
+            return
+        try:
+            await self._talk()
+        finally:
+            self._service.doors.give_back(counted)
+
+    async def _talk(self) -> None:
         tasks = [asyncio.ensure_future(work) for work in (self._listen(), self._speak(), self._full.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -307,7 +339,10 @@ class Connection:
         if not isinstance(message, protocol.Hello):
             raise protocol.ProtocolError(f"say hello first: {protocol.Hello.example}", getattr(message, "seq", None))
         try:
+            self._service.doors.check_token(message.access)
             self._viewer = await self._service.enter(message, self._tell)
+        except NoAccess as error:
+            self._tell(protocol.Ended(reason=_sentence(error)))
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))
         return True
@@ -315,6 +350,11 @@ class Connection:
     def _refuse(self, reason: str, seq: int | None = None) -> None:
         self._hub.metrics.errors.inc()
         self._tell(protocol.Error(message=reason, seq=seq))
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def create_app(service: Service) -> FastAPI:
@@ -328,7 +368,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
-    router = api.routes(service.hub, service.archive)
+    router = api.routes(service.hub, service.archive, service.doors)
     app.include_router(router)
 
     @app.websocket("/ws")

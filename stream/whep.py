@@ -4,6 +4,7 @@ POST an offer and get an answer, PATCH to trickle candidates, DELETE to leave. W
 what its players do otherwise is decided here: If-Match is checked where it is sent, as no library sends it.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -13,6 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from pipeline.chunk import check_prompt
 from stream import protocol
+from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.session import State
@@ -33,9 +35,10 @@ class Host(Protocol):
     """The part of a Service that WHEP needs."""
 
     hub: Hub
+    doors: Doors
     ready: bool
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool) -> tuple[Peer, str]: ...
+    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]: ...
     def peer(self, peer_id: str) -> Peer | None: ...
 
 
@@ -79,6 +82,10 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = await handler(request)
         except Refusal as refusal:
             response = PlainTextResponse(f"{refusal}\n", refusal.status, refusal.headers)
+        except NoAccess as error:
+            response = PlainTextResponse(f"{error}\n", 401, {"WWW-Authenticate": "Bearer"})
+        except TooMany as error:
+            response = PlainTextResponse(f"{error}\n", 429, {"Retry-After": str(RETRY_SECONDS)})
         except NoFreePort as error:
             response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
         except ValueError as error:
@@ -134,7 +141,7 @@ class _Sessions:
         offer = check_offer(await _body(request))
         viewer, is_new = self._viewer_for(request)
         try:
-            peer, answer = await self._host.offer(offer, viewer, ends_viewer=is_new)
+            peer, answer = await self._host.offer(offer, viewer, is_new, request.client and request.client.host)
         except BaseException:  # whatever it is, the slot must be free again
             if is_new:
                 self._host.hub.leave(viewer)
@@ -180,8 +187,8 @@ class _Sessions:
     def _viewer_for(self, request: Request) -> tuple[Viewer, bool]:
         """The viewer that `?session=` names, or a new one for a player that only speaks WHEP.
 
-        With an empty `?session=` the token comes as `Authorization: Bearer`; without it such a header is a player's own
-        affair, such as what a proxy in front asks for.
+        With an empty `?session=` its token comes as `Authorization: Bearer`; without it that is the server's own token,
+        where it asks for one, or a player's own affair, such as what a proxy in front asks for.
         """
         token = request.query_params.get("session")
         if token == "":
@@ -197,6 +204,7 @@ class _Sessions:
 
     def _new_viewer(self, request: Request) -> Viewer:
         hub = self._host.hub
+        self._host.doors.check_token(bearer(request.headers.get("authorization")))
         prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), _seed(request.query_params.get("seed"))
         check_prompt(prompt)
         if not hub.has_room or hub.world is None:
@@ -234,10 +242,14 @@ def _check_match(request: Request, etag: str) -> None:
 
 async def _body(request: Request) -> str:
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_OFFER_BYTES:
-            raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_OFFER_BYTES:
+                    raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} seconds") from None
     try:
         return body.decode()
     except UnicodeDecodeError:

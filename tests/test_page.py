@@ -69,6 +69,12 @@ def test_the_address_gives_prompt_and_seed(visit):
     assert script.of("hello")[0] == {"type": "hello", "version": 1, "prompt": "a lava field", "seed": 42}
 
 
+def test_the_servers_token_comes_behind_the_address_and_does_not_stay_there(visit):
+    page, script = visit("/?prompt=snow#access=a-long-enough-secret")
+    assert script.of("hello")[0]["access"] == "a-long-enough-secret"
+    assert page.evaluate("location.href").endswith("/?prompt=snow")
+
+
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", "9007199254740993"])
 def test_a_seed_that_cannot_be_is_left_to_the_server(visit, seed):
     _, script = visit(f"/?prompt=snow&seed={seed}")

@@ -37,6 +37,7 @@ GOOD = [
     Restart(seq=4),
     Restart(seq=5, seed=0, prompt="a desert"),
     Hello(version=1, prompt="a forest", token="x" * 32),
+    Hello(version=1, prompt="a forest", access="a-long-enough-secret"),
     Rewind(seq=6, chunk=0),
     Pause(seq=7),
     Unpause(seq=8),

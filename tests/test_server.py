@@ -13,6 +13,7 @@ import uvicorn
 import websockets
 from test_webrtc import Player
 
+from stream.doors import Impatient
 from stream.server import FLOOD, Service, create_app
 
 HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
@@ -67,7 +68,8 @@ async def serving(**options):
     service = Service("fake_engine:build", {}, **options)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(service), ws="auto", log_level="error", timeout_graceful_shutdown=1)
+        settings = {"ws": "auto", "http": Impatient, "log_level": "error", "timeout_graceful_shutdown": 1}
+        config = uvicorn.Config(create_app(service), **settings)
         server = QuietServer(config)
         task = asyncio.ensure_future(server.serve([listener]))
         made = Client(service, listener.getsockname()[1])

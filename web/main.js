@@ -8,7 +8,7 @@ import { Keys } from "./keys.js";
 import { Latency } from "./latency.js";
 import { Media } from "./media.js";
 import { Rate } from "./rate.js";
-import { dropToken, keepToken, token } from "./token.js";
+import { access, dropToken, keepToken, token } from "./token.js";
 import * as messages from "./messages.js";
 
 const EXAMPLES = [
@@ -38,6 +38,7 @@ const media = new Media(video, { frame: onFrame, lost: onMediaLost, blocked: onB
 const connection = new Connection(socketAddress(), { opened: sayHello, message: onMessage, lost: onLost });
 
 const wish = wishOf(new URLSearchParams(location.search)); // what to ask for, also after a lost connection
+const pass = access();
 let session = newSession();
 let seq = 0;
 let resend = 0;
@@ -66,7 +67,7 @@ function socketAddress() {
 function sayHello() {
   session = newSession();
   session.returning = token() !== undefined;
-  connection.send(messages.hello({ ...wish, token: token() }));
+  connection.send(messages.hello({ ...wish, token: token(), access: pass }));
 }
 
 function onMessage(message) {

@@ -12,9 +12,10 @@ export const KEYS_HELD_MS = 1000;
 /**
  * The first message: what to see; without a seed the server draws one.
  * With the `token` of an earlier welcome that session goes on; if it is gone, a new one begins.
+ * `access` is the server's own token, where it asks for one.
  */
-export function hello({ prompt, seed, token }) {
-  return JSON.stringify({ type: "hello", version: VERSION, prompt, seed, token });
+export function hello({ prompt, seed, token, access }) {
+  return JSON.stringify({ type: "hello", version: VERSION, prompt, seed, token, access });
 }
 
 /**

@@ -1,6 +1,7 @@
 // The secret with which this tab comes back to its world; kept over a reload, not shared with other tabs.
 
 const NAME = "chunkcast.token";
+const ACCESS = "chunkcast.access";
 
 /** @returns {string|undefined} undefined when there is none */
 export function token() {
@@ -14,6 +15,20 @@ export function keepToken(token) {
 
 export function dropToken() {
   attempt(() => sessionStorage.removeItem(NAME));
+}
+
+/**
+ * The server's own token, where it asks for one: given once behind the address as #access=..., which no server sees,
+ * and kept as the other one is.
+ * @returns {string|undefined}
+ */
+export function access() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("access");
+  if (given !== null) {
+    attempt(() => sessionStorage.setItem(ACCESS, given));
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  return given ?? attempt(() => sessionStorage.getItem(ACCESS)) ?? undefined;
 }
 
 /** A browser may forbid storage: then a lost connection begins a new world. */
