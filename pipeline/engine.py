@@ -5,6 +5,7 @@ N video frames in a chunk, H W frame height and width.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -75,19 +76,7 @@ class Engine:
         self._schedule = schedule
         self._cores = Shares(slots)
         self._image = image
-        config = preset.transformer
-        self._cache = KVCache(
-            config.layers,
-            slots,
-            preset.window or context,
-            preset.sink,
-            math.prod(preset.token_grid),
-            config.heads,
-            config.head_width,
-            self._model.dtype,
-            self._device,
-            backend,
-        )
+        self._cache = self._make_cache(slots, preset.window or context, backend)
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
@@ -99,6 +88,21 @@ class Engine:
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
             self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
+
+    def _make_cache(self, slots: int, window_frames: int, backend: str) -> KVCache:
+        config = self.preset.transformer
+        return KVCache(
+            config.layers,
+            slots,
+            window_frames,
+            self.preset.sink,
+            math.prod(self.preset.token_grid),
+            config.heads,
+            config.head_width,
+            self._model.dtype,
+            self._device,
+            backend,
+        )
 
     # Sessions
 
@@ -563,23 +567,16 @@ def build(
     if picture is not None:
         read_image(picture, found.height, found.width)
     loaded = load_parts(found, weights, place, parts, lora)
-
-    def engine(schedule: str, context: int) -> Engine:
-        return Engine(
-            found,
-            loaded,
-            slots=slots,
-            device=place,
-            schedule=schedule,
-            context=context,
-            image=picture,
-            prompt_change=prompt_change,
-        )
-
+    engine = functools.partial(
+        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change
+    )
     largest = "turns" if schedule == "turns" else "batch"
-    dtype = loaded.transformer.dtype
-    frames = choose_context(found, context, slots, place, dtype, lambda frames: _rehearse(engine(largest, frames)))
-    return engine(schedule, frames)
+
+    def rehearse(frames: int) -> None:
+        _rehearse(engine(schedule=largest, context=frames))
+
+    frames = choose_context(found, context, slots, place, loaded.transformer.dtype, rehearse)
+    return engine(schedule=schedule, context=frames)
 
 
 @torch.inference_mode()
