@@ -121,7 +121,7 @@ def test_sequence_numbers_rise_over_keys_prompts_and_restarts(live):
     script.wait(lambda: script.of("restart"), "a restart is sent")
     # Each number where it comes first: held keys are sent again under the one that they had.
     numbers = list(dict.fromkeys(message["seq"] for message in script.messages if "seq" in message))
-    assert numbers == sorted(numbers) and len(numbers) >= 4, script.messages
+    assert numbers == sorted(numbers) and len(numbers) >= 3, script.messages
     assert script.of("keys")[-1]["seq"] < script.of("restart")[0]["seq"] or held(script) == []
 
 
