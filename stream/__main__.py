@@ -410,8 +410,8 @@ async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event
     serving = asyncio.ensure_future(server.serve([listener]))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    await service.drain()
     server.should_exit = True
-    service.hub.close("The server is closing.")
     stopping.cancel()
     await serving
 

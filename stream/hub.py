@@ -80,6 +80,7 @@ class Hub:
         self._viewers: dict[str, Viewer] = {}
         self._runs: dict[str, Viewer] = {}
         self._reason = LOADING
+        self._closing: str | None = None
         self._chunk_seconds: deque[float] = deque(maxlen=16)
         self._stats_at = self._swept_at = clock()
 
@@ -88,10 +89,10 @@ class Hub:
     @property
     def has_room(self) -> bool:
         """True when a newcomer would be live at once."""
-        return self._line.has_room
+        return self._line.has_room and self._closing is None
 
     def enter(self, prompt: str, seed: int | None, hear: Hear) -> Viewer:
-        """A new viewer, live at once or in line. ValueError with a sentence when the line is full."""
+        """A new viewer, live at once or in line. ValueError with a sentence when no one else can be taken."""
         return self._join(Session(prompt, secrets.randbelow(2**32) if seed is None else seed), hear)
 
     def resume(self, token: str, data: Data, hear: Hear) -> Viewer:
@@ -239,6 +240,16 @@ class Hub:
             viewer.applied = paced.sequence
             viewer.hear(protocol.Applied(seq=paced.sequence, chunk=paced.chunk, frame=paced.frame, rtp=rtp))
 
+    def drain(self, reason: str, take: Callable[[Data | None], None]) -> int:
+        """Let no one in any more, and ask the engine what each live session is now; how many `take` will hear of."""
+        self._closing = reason
+        asked = [viewer for viewer in self._viewers.values() if viewer.session.state is State.LIVE]
+        asked = [viewer for viewer in asked if not viewer.placing]
+        for viewer in asked:
+            self._snapshot(viewer)
+            viewer.wanted.append(take)
+        return len(asked)
+
     def close(self, reason: str) -> None:
         """End every session here; what was kept of them can be come back to while the archive lasts."""
         for viewer in list(self._viewers.values()):
@@ -355,6 +366,8 @@ class Hub:
         return Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE, self._clock)
 
     def _check_line(self) -> None:
+        if self._closing is not None:
+            raise ValueError(self._closing)
         if len(self._line.waiting) >= MAX_WAITING:
             raise ValueError(f"{MAX_WAITING} viewers wait already; try again later")
 
@@ -441,7 +454,7 @@ class Hub:
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""
-        return not any(self._viewers[live.token].on_probation for live in self._line.live)
+        return self._closing is None and not any(self._viewers[live.token].on_probation for live in self._line.live)
 
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
         wait = self._wait(place)

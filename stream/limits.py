@@ -64,6 +64,12 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("silence of the engine at work", "worker.PATIENCE_SECONDS", "s", "it is ended and started again"),
         ("pause between starts of an engine that dies", "worker.LONGEST_PAUSE_SECONDS", "s", "it grows up to this"),
         ("wait for a STUN or TURN server", "ice.SERVER_SECONDS", "s", "the answer goes without it"),
+        (
+            "wait for what the live sessions are when the server ends",
+            "server.DRAIN_SECONDS",
+            "s",
+            "what was kept before counts",
+        ),
         ("open requests when the server ends", "__main__.SHUTDOWN_SECONDS", "s", "they are cut off"),
     ],
 }

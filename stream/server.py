@@ -40,6 +40,9 @@ LEFT = (1000, 1001)
 viewer may come back."""
 
 FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those that may.\n"
+DRAIN_SECONDS = 2.0
+"""So long the end of the server waits for the engine to say what the live sessions are."""
+CLOSING = "The server is closing."
 TICK_SECONDS = 0.25
 _KINDS = {
     ".html": "text/html",
@@ -122,12 +125,27 @@ class Service:
         finally:
             for task in ticking:
                 task.cancel()
-            self.hub.close("The server is closing.")
+            self.hub.close(CLOSING)
             # aioice must see its transports close while the loop still runs.
             await asyncio.gather(*(peer.close() for peer, _ in list(self._peers.values())), return_exceptions=True)
             await asyncio.to_thread(self._engine.stop)
             await asyncio.to_thread(self._close_archive)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """No new viewers; those who are here are told, and what their sessions are now is kept, if it can be come back
+        to on the next server."""
+        self.ready = False
+        if self._temporary is None:
+            kept: asyncio.Queue[object] = asyncio.Queue()
+            asked = self.hub.drain(CLOSING, kept.put_nowait)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    for _ in range(asked):
+                        await kept.get()
+        else:
+            self.hub.drain(CLOSING, lambda data: None)
+        self.hub.close(CLOSING)
 
     def _close_archive(self) -> None:
         self.archive.close()

@@ -145,6 +145,21 @@ async def test_a_page_of_another_site_gets_no_socket_and_our_own_does():
         assert client.service.doors.open == 0
 
 
+async def test_a_server_that_closes_lets_no_one_in_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("stream.hub.Hub.close", lambda self, reason: None)  # the moment before it is done
+    player = Player()
+    async with serving(sessions=tmp_path) as client, client.page() as page:
+        await hear(page, "live")
+        await client.service.drain()
+        async with client.page() as late:
+            assert (await hear(late, "ended"))["reason"] == "The server is closing."
+        refused = await client.http.post("/api/sessions", json={"prompt": "red"})
+        assert refused.status_code == 503 and "closing" in refused.json()["detail"]
+        assert (await client.post("/whep", await player.offer())).status_code == 503
+        assert (await client.http.get("/readyz")).status_code == 503
+    await player.connection.close()
+
+
 TOKEN = "a-long-enough-secret"
 
 

@@ -1,6 +1,7 @@
 """stream/__main__.py: what the command line says to its users, and that Ctrl-C leaves nothing behind."""
 
 import datetime
+import json
 import os
 import re
 import signal
@@ -26,19 +27,22 @@ from stream.webrtc import Media
 TESTS = Path(__file__).parent
 SERVE_FAKE = """
 import sys
+from pathlib import Path
 from stream.__main__ import _listening, serve
 if __name__ == "__main__":
     with _listening({host!r}, 0) as listener:
-        sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}))
+        sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}, sessions={sessions}))
 """
 
 
 class Server:
     """A server with the fake engine in a process of its own."""
 
-    def __init__(self, folder, host="127.0.0.1", tls=None, **options):
+    def __init__(self, folder, host="127.0.0.1", tls=None, sessions=None, **options):
         script = folder / "serve_fake.py"
-        script.write_text(SERVE_FAKE.format(options=options, host=host, tls=tls))
+        script.write_text(
+            SERVE_FAKE.format(options=options, host=host, tls=tls, sessions=sessions and f"Path({str(sessions)!r})")
+        )
         paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self.process = subprocess.Popen(
             [sys.executable, script],
@@ -114,6 +118,34 @@ def test_one_signal_ends_a_server_with_a_viewer_within_two_seconds_without_a_wor
     assert one.process.returncode == 0
     assert all_gone(one)
     assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()) <= before
+
+
+def test_sigterm_parks_a_world_as_it_is_for_the_next_server_within_five_seconds(server, tmp_path):
+    from websockets.sync.client import connect
+
+    kept = tmp_path / "kept"
+    one = server(sessions=kept)
+    url = re.search(r"http://\S+", one.line())[0].replace("http", "ws") + "/ws"
+    one.line()
+    with connect(url) as page:
+        page.send('{"type": "hello", "version": 1, "prompt": "red"}')
+        token = json.loads(page.recv(timeout=5))["token"]
+        while '"scene"' not in page.recv(timeout=5):
+            pass
+        began = time.monotonic()
+        assert one.end(signal.SIGTERM, seconds=5) == ""
+        assert one.process.returncode == 0 and time.monotonic() - began < 5
+        last = json.loads([*page][-1])
+        assert (last["type"], last["reason"], last["by_itself"]) == ("parked", "The server is closing.", True)
+    assert all_gone(one)
+    assert len(list(kept.iterdir())) == 1
+    two = server(sessions=kept)
+    url = re.search(r"http://\S+", two.line())[0].replace("http", "ws") + "/ws"
+    two.line()
+    with connect(url) as page:
+        page.send(json.dumps({"type": "hello", "version": 1, "prompt": "blue", "token": token}))
+        assert json.loads(page.recv(timeout=5))["token"] == token
+        assert any('"live"' in message and '"red"' in message for message in page)
 
 
 def test_ctrl_c_ends_a_server_whose_engine_still_loads(server):
