@@ -72,7 +72,7 @@ class Engine:
         _check_options(slots, schedule, self._device, prompt_change)
         self.preset = preset
         self.world: World | None = None
-        self._model, self._vae, self._text = parts
+        self._model, self._vae, self._text, self._recognise = parts
         self._schedule = schedule
         self._cores = Shares(slots)
         self._image = image
@@ -204,15 +204,18 @@ class Engine:
 
     @torch.inference_mode()
     def settle(self) -> None:
-        """Run the context passes that are still owed, each by itself.
+        """Run the context passes that are still owed: each by itself, or where slots run as a batch as one.
 
         step() hands frames out before their keys and values are written. Where launches cost most, as for a small model
         on a CPU, the next chunk's first pass takes the owed chunk along as one more row; elsewhere this runs at once.
         """
         with record_function("chunkcast.context"):
-            for slot in self._slots:
-                if slot.owed is not None:
-                    self._pass(slot.owed.batch, slot.owed.latents, [CONTEXT_PASS])
+            owing = [slot for slot in self._slots if slot.owed is not None]
+            for slots in [owing] if self.schedule == "batch" and owing else [[slot] for slot in owing]:
+                owed = [slot.owed for slot in slots]
+                batch, latents = joined([each.batch for each in owed]), torch.cat([each.latents for each in owed])
+                self._pass(batch, latents, [CONTEXT_PASS] * len(owed))
+                for slot in slots:
                     slot.owed = None
 
     @property
@@ -309,16 +312,17 @@ class Engine:
         """(B, C, T, h, w), clean."""
         latents = denoise_chunk(
             self.preset.steps,
-            lambda noisy, step: self._flow(slots, batch, noisy, step),
+            lambda noisy, step: self._predict(slots, batch, noisy, step),
             lambda step: self._noise(slots, step),
+            self.preset.prediction,
         )
         for row, slot in enumerate(slots):
             if slot.first is not None and slot.chunk == 0:
                 latents[row] = slot.first
         return latents
 
-    def _flow(self, slots: Sequence[Slot], batch: Batch, noisy: Tensor, step: int) -> Tensor:
-        """The flow of the noisy chunks; the first pass writes the keys and values of the chunks before, if owed."""
+    def _predict(self, slots: Sequence[Slot], batch: Batch, noisy: Tensor, step: int) -> Tensor:
+        """The model's output; the first pass also writes the keys and values of the chunks before, if they are owed."""
         owed = [slot.owed for slot in slots if slot.owed is not None]
         for slot in slots:
             slot.owed = None
@@ -411,9 +415,15 @@ class Engine:
         spec = replace(spec, image=spec.image or self._image)
         history = History(self._sight.sink_chunks, self._revival.kept_chunks)
         slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script), history)
-        self._set_prompt(slot, self._text.merge("", spec.prompt))
         self._set_image(slot, spec.image)
+        self._set_prompt(slot, self._text.merge(self._shown(slot), spec.prompt))
         return slot
+
+    def _shown(self, slot: Slot) -> str:
+        """What the picture that the session begins with shows: what the prompt does not name is as there."""
+        if slot.first is None or self._recognise is None:
+            return ""
+        return self._recognise(slot.first[:, 0])
 
     def _set_prompt(self, slot: Slot, prompt: str) -> None:
         slot.prompt = prompt

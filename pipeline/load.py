@@ -1,10 +1,12 @@
 """A preset's parts: from a checkpoint, from the package, or random for speed work."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.checkpoint import Checkpoint, plan_checkpoint
@@ -12,7 +14,8 @@ from pipeline.huggingface import OTHER_PARTS, TRANSFORMER, resolve
 from pipeline.presets import Preset
 from pipeline.sampler import noise
 from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_tokenizer
-from pipeline.tiny.load import load_tiny, make_tiny
+from pipeline.tiny.load import TinyWorld, load_tiny, make_tiny
+from pipeline.tiny.text import TinyTextEncoder
 from pipeline.transformer import Transformer
 from pipeline.vae import StreamingDecoder, StreamingEncoder, WanVAE
 
@@ -31,11 +34,15 @@ class VAE(Protocol):
 
 
 class Parts(NamedTuple):
-    """What an engine runs; the text encoder behind its cache."""
+    """What an engine runs; the text encoder behind its cache.
+
+    `recognise` names in words what the first latent frame (C, h, w) of a picture shows, where a model can.
+    """
 
     transformer: Transformer
     vae: VAE
     text: PromptCache
+    recognise: Callable[[Tensor], str] | None = None
 
 
 def load_parts(
@@ -109,20 +116,20 @@ def _own_weights(preset: Preset, device: torch.device) -> Parts:
 
 
 def _tiny_parts(world) -> Parts:
-    return Parts(world.transformer, world.vae, PromptCache(world.text))
+    return Parts(world.transformer, world.vae, PromptCache(world.text), world.recogniser.name)
 
 
 def _random_parts(preset: Preset, device: torch.device) -> Parts:
     if preset.vae == "tiny":
-        world = make_tiny()
-        return Parts(
-            world.transformer.to(device).eval().requires_grad_(False),
-            world.vae.to(device).eval().requires_grad_(False),
-            PromptCache(world.text),
-        )
+        return _tiny_parts(TinyWorld(*(_at_rest(part, device) for part in make_tiny())))
     transformer = _random_transformer(preset, device)
     vae = WanVAE().to(device).eval().requires_grad_(False)
     return Parts(transformer, vae, PromptCache(RandomText(preset.transformer.text_dim)))
+
+
+def _at_rest(part: nn.Module, device: torch.device) -> nn.Module:
+    part = part.eval().requires_grad_(False)
+    return part if isinstance(part, TinyTextEncoder) else part.to(device)
 
 
 def _random_transformer(preset: Preset, device: torch.device) -> Transformer:

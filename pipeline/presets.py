@@ -6,7 +6,7 @@ indexes AND shift; mixing them gives pictures that are subtly wrong, so neither 
 
 from dataclasses import dataclass, replace
 
-from pipeline.sampler import Step, steps_from_indexes, steps_from_timesteps
+from pipeline.sampler import PREDICTIONS, Step, steps_from_indexes, steps_from_timesteps
 from pipeline.transformer import PATCH, TransformerConfig
 from pipeline.world_map import WorldMapConfig
 
@@ -27,7 +27,8 @@ class Preset:
     picture becomes: extra input "channels" (which the model then needs), the stream's "first" latent
     frame, or "none". `scale` is pixels along a latent pixel, `first_frames` the video frames of a
     stream's first latent frame, `field_of_view` and `pitch_limit` are in degrees, horizontal and
-    up or down. `prompt_change` is whether a new prompt has the cache written anew under it ("rebuild") or is heard by
+    up or down. `prediction` is what the model gives of a noisy chunk: its "flow" or the clean chunk ("sample").
+    `prompt_change` is whether a new prompt has the cache written anew under it ("rebuild") or is heard by
     cross-attention alone ("swap").
 
     Raises ValueError where the values do not fit together.
@@ -52,6 +53,7 @@ class Preset:
     field_of_view: float = 70.0
     pitch_limit: float = 85.0
     prompt_change: str = "rebuild"
+    prediction: str = "flow"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -103,6 +105,7 @@ _CHOICES = {
     "control": tuple(CAMERA_CHANNELS),
     "image": ("none", "first", "channels"),
     "prompt_change": PROMPT_CHANGES,
+    "prediction": PREDICTIONS,
     "vae": ("wan", "tiny"),
     "text": ("umt5", "tiny"),
 }
@@ -199,6 +202,7 @@ _TINY = Preset(
     first_frames=4,
     field_of_view=75.0,
     pitch_limit=14.0,
+    prediction="sample",
     prompt_change="swap",  # as quick within a chunk, and the old scene does not linger: benchmarks.prompt_change
 )
 

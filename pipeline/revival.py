@@ -97,7 +97,7 @@ class Revival:
         depth = self._sight.span * (self._preset.transformer.layers - 1 if windows is None else windows)
         settles = self._engine._decode_stream is not None
         plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, settles)
-        texts = _Texts(self._engine, data)
+        texts = _Texts(self._engine, slot.prompt, data)
         for one in plan.passes:
             latents = slot.history.made(one.chunk).latents[None]
             batch = self._engine._past(slot, one.chunk, texts.of(one.prompt), one.oldest)
@@ -161,9 +161,10 @@ class Revival:
 class _Texts:
     """A session's prompts, each on top of the one before, embedded as they are asked for: one at a time is large."""
 
-    def __init__(self, engine: "Engine", data: Session):
+    def __init__(self, engine: "Engine", first: str, data: Session):
+        """`first` is the prompt that the session began with."""
         self._engine = engine
-        self.prompts = [engine._text.merge("", data.spec.prompt)]
+        self.prompts = [first]
         for event in data.events:
             if event.prompt is not None:
                 self.prompts.append(engine._text.merge(self.prompts[-1], event.prompt))

@@ -14,6 +14,10 @@ TRAINING_STEPS = 1000
 TOP_SIGMA = 0.999  # the LingBot grid runs from here to 0, not from 1
 
 
+PREDICTIONS = ("flow", "sample")
+"""What a model may give of a noisy chunk: the flow, noise - x0, or x0 itself."""
+
+
 class Step(NamedTuple):
     """One denoising pass.
 
@@ -99,18 +103,22 @@ def stream(seed: int, purpose: int, chunk: int = 0, step: int = 0) -> np.random.
 
 
 def denoise_chunk(
-    steps: Sequence[Step], flow: Callable[[Tensor, int], Tensor], fresh_noise: Callable[[int], Tensor]
+    steps: Sequence[Step],
+    predict: Callable[[Tensor, int], Tensor],
+    fresh_noise: Callable[[int], Tensor],
+    prediction: str = "flow",
 ) -> Tensor:
     """From noise to the clean latents of one chunk.
 
-    flow(noisy, i) is the model's output at steps[i]; fresh_noise(i) is the noise that enters before it. All of one
-    shape, such as (B, C, T, h, w), which is the result's too.
+    predict(noisy, i) is the model's output at steps[i], one of PREDICTIONS; fresh_noise(i) is the noise that enters
+    before it. All of one shape, such as (B, C, T, h, w), which is the result's too.
     """
     clean = None
     for index, step in enumerate(steps):
         entering = fresh_noise(index)
         # The first step gets the noise itself although its sigma may be 0.9998: that is how the models were trained.
         noisy = entering if clean is None else add_noise(clean, entering, step.renoise_sigma)
-        clean = predict_clean(noisy, flow(noisy, index), step.sigma)
+        output = predict(noisy, index)
+        clean = output if prediction == "sample" else predict_clean(noisy, output, step.sigma)
     assert clean is not None, "a schedule has at least one step"
     return clean

@@ -306,7 +306,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """latent: (B, in_channels, T, h, w), noisy latents and what they are conditioned on; h and w even.
 
-        `camera` is None for a model without camera control. Returns the flow, noise minus clean latent,
+        `camera` is None for a model without camera control. Returns what the preset's `prediction` names,
         (B, out_channels, T, h, w) in the dtype of the weights.
         """
         _, _, frames, h, w = latent.shape

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -80,15 +81,10 @@ class WorldMap(nn.Module):
 
     def _bilinear(self, x: Tensor, z: Tensor) -> Tensor:
         """The map at points of any shape, with a last axis of E."""
-        cells = self.config.cells
-        u, v = (axis * (cells / self.config.period) for axis in (x, z))
-        column, row = u.floor(), v.floor()
-        across, down = (u - column)[..., None], (v - row)[..., None]
-        columns = [(column.long() + i) % cells for i in (0, 1)]
-        rows = [(row.long() + i) % cells * cells for i in (0, 1)]
-        flat = self.cells.float().flatten(0, 1)
-        near, far = (torch.lerp(flat[r + columns[0]], flat[r + columns[1]], across) for r in rows)
-        return torch.lerp(near, far, down)
+        grid = torch.stack([2 * _wrapped(axis / self.config.period, 1.0) - 1 for axis in (x, z)], dim=-1)
+        cells = F.pad(self.cells.float().movedim(2, 0)[None], (0, 1, 0, 1), mode="circular")
+        seen = F.grid_sample(cells, grid.flatten(0, -2)[None, None], padding_mode="border", align_corners=True)
+        return seen[0, :, 0].T.unflatten(0, x.shape)
 
     def _fourier(self, x: Tensor, z: Tensor, yaw: Tensor, pitch: Tensor, columns: int) -> Tensor:
         """Sines and cosines of place and of each column's azimuth, and pitch: (B, T, 2, columns, F)."""

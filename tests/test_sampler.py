@@ -98,3 +98,10 @@ def test_a_chunk_begins_with_noise_and_gets_fresh_noise_before_each_later_step()
     result = denoise_chunk(steps, flow, lambda index: torch.full((2,), 10.0 + index))
     assert seen == [(0, [10.0, 10.0]), (1, [0.5 * 3 + 0.5 * 11] * 2)]
     torch.testing.assert_close(result, target)
+
+
+def test_a_model_that_predicts_the_chunk_itself_is_taken_at_its_word():
+    steps = (Step(1.0, 1000.0, 1.0), Step(0.6, 600.0, 0.5))
+    target = torch.full((2,), 3.0)
+    result = denoise_chunk(steps, lambda noisy, index: target + index, lambda index: torch.zeros(2), "sample")
+    assert torch.equal(result, target + 1)

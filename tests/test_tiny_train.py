@@ -6,7 +6,10 @@ import torch
 
 from pipeline.presets import find_preset
 from pipeline.tiny.load import FILES, load_tiny, make_tiny
-from pipeline.tiny.train import PLANS, Objective, Trainee, main
+from pipeline.tiny.plan import PLANS
+from pipeline.tiny.train import MINUTES, main
+from pipeline.tiny.train_transformer import Objective
+from pipeline.tiny.trainee import Trainee
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +23,8 @@ def run(tmp_path_factory) -> tuple:
 
 
 def arguments(folder, minutes: str) -> list[str]:
-    sizes = ["--size", "small", "--device", "cpu", "--vae-minutes", minutes, "--minutes", minutes]
-    return ["--out", str(folder), *sizes]
+    lengths = [word for flag in MINUTES.values() for word in (flag, minutes)]
+    return ["--out", str(folder), "--size", "small", "--device", "cpu", *lengths]
 
 
 def test_a_short_run_makes_weights_that_load_and_run(run):
@@ -36,7 +39,7 @@ def test_a_run_says_how_it_was_made_and_what_it_reached(run):
     _, result = run
     assert result["command"].startswith("chunkcast train tiny --out")
     assert result["device"] == "cpu"
-    assert result["transformer_steps"] > 0 and result["vae_steps"] > 0
+    assert all(result[f"{part}_steps"] > 0 for part in ("vae", "recogniser", "transformer", "decoder"))
     assert math.isfinite(result["held_out_error_without_history"]) and math.isfinite(result["vae_psnr_mean"])
 
 
@@ -48,15 +51,16 @@ def test_a_finished_run_goes_on_where_it_ended(run, capsys):
     assert "going on after" in capsys.readouterr().out
 
 
-def test_the_flow_loss_of_one_batch_falls(tmp_path):
+def test_the_loss_of_one_batch_falls(tmp_path):
     torch.manual_seed(0)
     objective = Objective(make_tiny(), find_preset("tiny"))
     trainee = Trainee(objective, 1e-3, tmp_path / "transformer.pt")
     batch = torch.randn(1, 2, 32, 12, 20), torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 4).long()
     losses = []
     for _ in range(25):
-        loss = objective.loss(*batch, own_history=False)
-        trainee.update(loss, share=0.1, warmup=0.03)
+        loss = objective.loss(*batch, dreams=0)
+        trainee.prepare(share=0.1)
+        trainee.update(loss)
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 

@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.presets import find_preset
+from pipeline.tiny.recognise import Recogniser
 from pipeline.tiny.text import TinyTextEncoder
 from pipeline.tiny.vae import TinyVAE
 from pipeline.transformer import Transformer
 
 WEIGHTS = Path(__file__).parent / "weights"
-FILES = ("transformer.safetensors", "vae.safetensors", "text.safetensors")
+FILES = ("transformer.safetensors", "vae.safetensors", "text.safetensors", "recogniser.safetensors")
 
 
 class TinyWorld(NamedTuple):
@@ -23,12 +24,13 @@ class TinyWorld(NamedTuple):
     transformer: Transformer
     vae: TinyVAE
     text: TinyTextEncoder
+    recogniser: Recogniser
 
 
 def make_tiny() -> TinyWorld:
     """With fresh random weights."""
     config = find_preset("tiny").transformer
-    return TinyWorld(Transformer(config), TinyVAE(), TinyTextEncoder(config.text_dim))
+    return TinyWorld(Transformer(config), TinyVAE(), TinyTextEncoder(config.text_dim), Recogniser())
 
 
 def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> TinyWorld:
@@ -41,11 +43,11 @@ def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> Tin
         _fill(part, folder / name)
         part.eval().requires_grad_(False)
     world.vae.to(memory_format=torch.channels_last)
-    return TinyWorld(world.transformer.to(device), world.vae.to(device), world.text)
+    return TinyWorld(world.transformer.to(device), world.vae.to(device), world.text, world.recogniser.to(device))
 
 
 def save_tiny(world: TinyWorld, folder: Path, made_by: dict[str, str]) -> None:
-    """Write the three files in float16, with `made_by` (command, commit, GPU) in their metadata."""
+    """Write the files in float16, with `made_by` (command, commit, GPU) in their metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, name in zip(world, FILES, strict=True):
         tensors = {key: value.detach().half().contiguous().cpu() for key, value in part.state_dict().items()}

@@ -92,7 +92,7 @@ class Renderer:
         picture = shade(
             rays, pose, near, self.places[scene[:, 0]], self.hours[scene[:, 2]], self.weathers[scene[:, 3]], phase
         )
-        return F.avg_pool2d(_toned(picture).movedim(-1, 1), oversample)
+        return F.avg_pool2d(picture.movedim(-1, 1), oversample)
 
     def _nearest(self, pose: Tensor, scene: Tensor) -> Tensor:
         """The NEAREST objects that the pose can see or whose shadow it can see: (B, K, 3, 14), x and z first.
@@ -139,7 +139,7 @@ def cast(pose: Tensor, height: int, width: int) -> Rays:
 def shade(
     rays: Rays, pose: Tensor, near: Tensor, place: Tensor, hour: Tensor, weather: Tensor, phase: Tensor
 ) -> Tensor:
-    """Colours (B, H, W, 3) along the rays; arguments are rows of the Renderer's tables, one a picture."""
+    """Colours (B, H, W, 3) in [0, 1) along the rays; arguments are rows of the Renderer's tables, one a picture."""
     light = _light(place, hour, weather)
     backdrop = _hills(rays, place, light, weather, _sky(rays, light, weather))
     hit = _hit(rays, near)
@@ -151,7 +151,7 @@ def shade(
     picture = torch.where((ground_distance < 60.0)[..., None], _fogged(floor, ground_distance, density, haze), backdrop)
     before_ground = (hit.distance < ground_distance)[..., None]
     picture = torch.where(before_ground, _fogged(surface, hit.distance, density, haze), picture)
-    return _fallen(picture, weather, light, phase)
+    return _toned(_fallen(picture, weather, light, phase))
 
 
 class Hit(NamedTuple):

@@ -17,8 +17,10 @@ FRAMES = 4
 """Pictures in a latent frame."""
 UNSHUFFLE = 4
 LATENT_CHANNELS = 32
-WIDTHS = (48, 96, 128)
+ENCODER_WIDTHS, DECODER_WIDTHS = (48, 96, 128), (128, 96, 64)
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3
+REFINED = 48
+"""Channels at half the resolution, where the decoder's last convolution hides the borders of its 4x4 squares."""
 GROUPS = 8
 
 
@@ -42,10 +44,11 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Conv2d(3 * FRAMES * UNSHUFFLE**2, WIDTHS[0], 3, padding=1)
-        self.stages = _stages(WIDTHS, ENCODER_BLOCKS)
-        self.downs = nn.ModuleList(nn.Conv2d(narrow, wide, 3, stride=2, padding=1) for narrow, wide in pairwise(WIDTHS))
-        self.head = nn.Conv2d(WIDTHS[-1], 2 * LATENT_CHANNELS, 3, padding=1)
+        widths = ENCODER_WIDTHS
+        self.stem = nn.Conv2d(3 * FRAMES * UNSHUFFLE**2, widths[0], 3, padding=1)
+        self.stages = _stages(widths, ENCODER_BLOCKS)
+        self.downs = nn.ModuleList(nn.Conv2d(narrow, wide, 3, stride=2, padding=1) for narrow, wide in pairwise(widths))
+        self.head = nn.Conv2d(widths[-1], 2 * LATENT_CHANNELS, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(pictures.flatten(1, 2), UNSHUFFLE))
@@ -59,12 +62,13 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        widths = WIDTHS[::-1]
+        widths = DECODER_WIDTHS
         self.stem = nn.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1)
         self.pasts = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
         self.stages = _stages(widths, DECODER_BLOCKS)
         self.ups = nn.ModuleList(nn.Conv2d(wide, 4 * narrow, 1) for wide, narrow in pairwise(widths))
-        self.head = nn.Conv2d(widths[-1], 3 * FRAMES * UNSHUFFLE**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[-1], 4 * REFINED, 3, padding=1)
+        self.refine = nn.Conv2d(REFINED, 3 * FRAMES * 4, 3, padding=1)
 
     def forward(self, latent: Tensor, past: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """`past` is what the call before returned second, None at a stream's start."""
@@ -76,7 +80,8 @@ class Decoder(nn.Module):
             x = stage(x + self.pasts[index](x if past is None else past[index]))
             if index < len(self.ups):
                 x = F.pixel_shuffle(self.ups[index](x), 2)
-        pictures = F.pixel_shuffle(self.head(F.silu(x)), UNSHUFFLE)
+        x = F.pixel_shuffle(self.head(F.silu(x)), 2)
+        pictures = F.pixel_shuffle(self.refine(F.silu(x)), 2)
         return pictures.unflatten(1, (3, FRAMES)), present
 
 
@@ -111,7 +116,7 @@ class TinyVAE(nn.Module):
 class StreamingDecoder:
     """One stream's decoder; see pipeline.vae for the interface."""
 
-    reach = len(WIDTHS)  # a stage sees one latent frame back, and hands what it saw on to the next
+    reach = len(DECODER_WIDTHS)  # a stage sees one latent frame back, and hands what it saw on to the next
 
     def __init__(self, vae: TinyVAE):
         self._vae = vae

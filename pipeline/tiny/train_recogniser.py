@@ -1,0 +1,90 @@
+"""The last part: the recogniser, on still pictures of the renderer."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.tiny.plan import HELD_OUT_SEED, Plan
+from pipeline.tiny.recognise import Recogniser
+from pipeline.tiny.shots import Shots
+from pipeline.tiny.train_vae import as_pictures, encode_clip
+from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee
+from pipeline.tiny.vae import FRAMES, TinyVAE
+
+
+def train_recogniser(
+    recogniser: Recogniser, vae: TinyVAE, shots: Shots, plan: Plan, folder: Path, stop: Stop
+) -> dict[str, float]:
+    """Fill `recogniser` with the moving average of its training on still pictures, also cropped, turned and spoilt."""
+    trainee = Trainee(recogniser, plan.recogniser_rate, folder / "recogniser.pt")
+    progress = Progress("recogniser", plan.recogniser_minutes, trainee.spent, stop)
+    if progress.goes_on:
+        _train_recogniser(trainee, vae, progress, shots, plan)
+        trainee.save(progress.elapsed)
+    recogniser.load_state_dict(trainee.average.state_dict())
+    right = _recognised(recogniser.eval().requires_grad_(False), vae, plan, shots.pose.device)
+    print(f"recogniser: held out {right}", flush=True)
+    return right | {"recogniser_steps": trainee.steps}
+
+
+def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, shots: Shots, plan: Plan) -> None:
+    order = torch.Generator().manual_seed(trainee.steps)
+
+    def learn(pixels: Tensor, scenes: Tensor) -> Tensor:
+        logits = trainee.module(_still(vae, _spoilt(as_pictures(pixels))))
+        loss = sum(F.cross_entropy(each, scenes[:, kind]) for kind, each in enumerate(logits))
+        trainee.update(loss)
+        return loss.detach()
+
+    learn = Graphed(learn, *_stills(shots, plan, order))
+    while progress.goes_on:
+        trainee.prepare(progress.share)
+        progress.step(learn(*_stills(shots, plan, order)))
+
+
+def _stills(shots: Shots, plan: Plan, order: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Single pictures (B, 3, H, W) uint8 and scenes (B, 4), from a clip's two ends: between them scenes may blend."""
+    count = 4 * plan.vae_batch
+    clip = torch.randint(len(shots.pose), (count,), generator=order)
+    latent = torch.randint(2, (count,), generator=order) * (shots.scenes.shape[1] - 1)
+    clip, latent = clip.to(shots.pose.device), latent.to(shots.pose.device)
+    return shots.pictures[clip, latent, :, -1], shots.scenes[clip, latent]
+
+
+@torch.no_grad()
+def _still(vae: TinyVAE, pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) to the normalised latents (B, C, h, w) of a picture that stands still."""
+    return encode_clip(vae, pictures.unsqueeze(2).expand(-1, -1, FRAMES, -1, -1))
+
+
+@torch.no_grad()
+def _spoilt(pictures: Tensor) -> Tensor:
+    """Mirrored, cropped and zoomed, blurred, and with other contrast: pictures of strangers are not the renderer's."""
+    count = len(pictures)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, device=pictures.device)
+
+    turn = torch.zeros(count, 2, 3, device=pictures.device)
+    zoom = 1 - 0.35 * rand()
+    turn[:, 0, 0] = zoom * torch.where(rand() < 0.5, -1.0, 1.0)
+    turn[:, 1, 1] = zoom
+    turn[:, :, 2] = (2 * rand(2) - 1) * (1 - zoom)[:, None]
+    grid = F.affine_grid(turn, list(pictures.shape), align_corners=False)
+    made = F.grid_sample(pictures, grid, align_corners=False, padding_mode="border")
+    blurred = F.avg_pool2d(made, 5, stride=1, padding=2, count_include_pad=False)
+    made = torch.lerp(made, blurred, (rand(1, 1, 1) < 0.3).float() * rand(1, 1, 1))
+    contrast, level = 0.85 + 0.3 * rand(1, 1, 1), 0.1 * (2 * rand(1, 1, 1) - 1)
+    return (made * contrast + level).clamp(-1, 1)
+
+
+@torch.no_grad()
+def _recognised(recogniser: Recogniser, vae: TinyVAE, plan: Plan, device: torch.device) -> dict[str, float]:
+    """Share of held-out pictures whose place, thing, hour and weather are recognised."""
+    shots = Shots.drawn(plan.held_out, HELD_OUT_SEED + 4, plan, device)
+    logits = recogniser(_still(vae, as_pictures(shots.pictures[:, 0, :, -1])))
+    right = [(each.argmax(1) == shots.scenes[:, 0, kind]).float().mean() for kind, each in enumerate(logits)]
+    names = ("place", "thing", "hour", "weather")
+    return {f"recognised_{name}": float(share) for name, share in zip(names, right, strict=True)}

@@ -1,0 +1,174 @@
+"""What every part of the training shares: its time, a stop that loses nothing, a checkpoint, CUDA graphs."""
+
+import signal
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EMA_DECAY = 0.9993
+REPORT_SECONDS = 5.0
+WARMUP = 0.03
+"""Share of a part's time in which the rate rises."""
+LEVEL = 0.5
+"""Share of a part's time at the end of which the rate begins to fall, to nothing."""
+GRAPH_WARMUPS = 3
+
+
+class Stop:
+    """Ctrl-C asks for an end after the step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; the checkpoint is kept", flush=True)
+
+
+@dataclass
+class Progress:
+    """How much of a part's minutes is gone, those of earlier runs (`spent`) included; prints a line now and then."""
+
+    name: str
+    minutes: float
+    spent: float
+    stop: Stop
+
+    def __post_init__(self) -> None:
+        self.steps = 0
+        self._begun = self._reported = time.monotonic()
+        self._losses: list[Tensor] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Minutes."""
+        return self.spent + (time.monotonic() - self._begun) / 60
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.elapsed / self.minutes)
+
+    @property
+    def goes_on(self) -> bool:
+        """Until the time is over or Ctrl-C; a part that never made a step makes one."""
+        return not self.stop.asked and (self.share < 1 or not (self.steps or self.spent))
+
+    def step(self, loss: Tensor) -> None:
+        self.steps += 1
+        self._losses.append(loss.detach().clone())  # a graph writes the next one to the same place
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self.report()
+
+    def report(self) -> None:
+        """Print the mean loss since the last report. The GPU is waited for, so that time counts its work."""
+        loss = float(torch.stack(self._losses).mean()) if self._losses else float("nan")
+        left = max(0.0, self.minutes - self.elapsed)
+        print(f"{self.name}: step {self.steps}, loss {loss:.4f}, {left:.1f} min left", flush=True)
+        self._reported, self._losses = time.monotonic(), []
+
+
+class Trainee:
+    """A module, its optimizer and its moving average, with a checkpoint of all three."""
+
+    def __init__(self, module: nn.Module, rate: float, path: Path, betas: tuple[float, float] = (0.9, 0.98)):
+        self.module, self.rate, self.path = module, rate, path
+        self.average = deepcopy(module).eval().requires_grad_(False)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        device = parameters[0].device
+        options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
+        start = torch.tensor(rate, device=device) if options else rate
+        self.optimizer = torch.optim.AdamW(parameters, start, betas=betas, weight_decay=0.01, **options)
+        self._decay = torch.zeros((), device=device)
+        self.spent = 0.0
+        self.steps = 0
+        if path.exists():
+            self._load()
+
+    def prepare(self, share: float) -> None:
+        """Before a step: the rate for `share` of the time gone (up, level, down), and the average's reach."""
+        rate = self.rate * min(1.0, share / WARMUP + 0.01, (1 - share) / (1 - LEVEL) + 0.005)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._decay.fill_(min(EMA_DECAY, (1 + self.steps) / (10 + self.steps)))
+        self.steps += 1
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer and the average; nothing here is decided on the host, so a graph may hold it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """The optimizer's step with the gradients that are there."""
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        average = list(self.average.parameters())
+        ahead = torch._foreach_sub(list(self.module.parameters()), average)
+        torch._foreach_mul_(ahead, 1 - self._decay)
+        torch._foreach_add_(average, ahead)
+
+    def save(self, spent: float) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "spent": spent,
+            "steps": self.steps,
+        }
+        part = self.path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location=self._decay.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.spent, self.steps = state["spent"], state["steps"]
+        print(f"{self.path.name}: going on after {self.spent:.1f} min", flush=True)
+
+
+class Graphed:
+    """A function of tensors as one CUDA graph: small models are bound by launches, this one by a factor of three.
+
+    On a CPU it is the function itself. What it returns is overwritten by the next call. The function is run a few
+    times before it is recorded.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *examples: Tensor):
+        self._function = function
+        self._inputs = [example.clone() for example in examples]
+        self._graph = None
+        if examples[0].is_cuda:
+            self._record()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self._graph is None:
+            return self._function(*inputs)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._result
+
+    def _record(self) -> None:
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(GRAPH_WARMUPS):
+                self._function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = self._function(*self._inputs)
