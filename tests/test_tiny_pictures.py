@@ -37,7 +37,7 @@ def engine() -> Engine:
     return Engine(preset, load_parts(preset, None, torch.device("cpu")), slots=1)
 
 
-def begun(engine: Engine, picture: bytes, prompt: str = "", chunks: int = 1) -> list:
+def begun(engine: Engine, picture: bytes, prompt: str = "this place", chunks: int = 1) -> list:
     engine.open(SessionSpec("a", prompt, 1, picture))
     try:
         return [engine.step()[0] for _ in range(chunks)]
@@ -86,7 +86,7 @@ def test_any_photograph_is_gone_on_with_in_its_colours(engine):
 
 
 def test_a_resumed_world_still_goes_on_as_its_picture(engine):
-    engine.open(SessionSpec("a", "", 1, png(drawn(DESERT_AT_DUSK))))
+    engine.open(SessionSpec("a", "this place", 1, png(drawn(DESERT_AT_DUSK))))
     try:
         engine.step()
         engine.control("a", Control(1, frozenset("w")))
