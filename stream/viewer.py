@@ -62,7 +62,7 @@ class Viewer:
     applied: int = 0
     scene: tuple[str, tuple[str, ...]] = ("", ())
     why: str = ""
-    told: tuple[int, int, str, int | None] | None = None
+    told: protocol.Queued | None = None
     sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     counted: tuple[int, int] = (0, 0)
     ended: Callable[[], None] = lambda: None

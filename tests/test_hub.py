@@ -15,12 +15,11 @@ from stream.fairness import ASKED_SECONDS, Fairness
 from stream.hub import (
     FORGIVEN_SECONDS,
     GRACE_SECONDS,
-    KEEP_BYTES_A_SECOND,
-    KEEP_SECONDS,
     MAX_WAITING,
     PICTURE_SECONDS,
     Hub,
 )
+from stream.runs import KEEP_BYTES_A_SECOND, KEEP_SECONDS
 from stream.session import State
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
@@ -594,14 +593,15 @@ def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all
         live = [session.engine_name for session in hub._line.live]
         assert sorted(engine.open) == sorted(live), "who is live is open in the engine, and no one else"
     settle(hub, engine, clock)
-    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.values() if not viewer.paused}
+    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.viewers if not viewer.paused}
     pass_by(hub, engine, clock, "play")
-    for name, viewer in hub._runs.items():
+    for viewer in hub._runs.viewers:
+        name = viewer.session.engine_name
         assert viewer.paused or name not in before or viewer.made > before[name], "who looks sees the world go on"
     for page in pages:
         hub.leave(page.viewer)
     settle(hub, engine, clock)
-    assert not engine.open and not hub._viewers and not hub._runs and hub.has_room
+    assert not engine.open and not hub._viewers and not hub._runs.viewers and hub.has_room
 
 
 def pass_by(hub, engine, clock, event):
@@ -609,7 +609,7 @@ def pass_by(hub, engine, clock, event):
         for _ in range(4):
             engine.make()
             settle(hub, engine, clock)
-            for viewer in list(hub._runs.values()):
+            for viewer in hub._runs.viewers:
                 while viewer.pacer and len(viewer.pacer):
                     hub.took(viewer, viewer.pacer.pop())
             pass_time(hub, clock, 1)
