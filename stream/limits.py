@@ -20,8 +20,8 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("head of a request", "doors.HEAD_SECONDS", "s", "the connection is closed"),
         ("body of a small request", "doors.BODY_SECONDS", "s", "408"),
         ("body of a session file", "doors.UPLOAD_SECONDS", "s", "408"),
-        ("silence of a kept HTTP connection", "__main__.KEEP_ALIVE_SECONDS", "s", "the connection is closed"),
-        ("answer to a ping of /ws", "__main__.PING_SECONDS", "s", "the connection is closed; pings come as often"),
+        ("silence of a kept HTTP connection", "serve.KEEP_ALIVE_SECONDS", "s", "the connection is closed"),
+        ("answer to a ping of /ws", "serve.PING_SECONDS", "s", "the connection is closed; pings come as often"),
         ("first message of /ws", "server.HELLO_SECONDS", "s", "`ended`, and the connection is closed"),
         ("messages that a slow reader leaves unread", "server.MAX_OUTGOING", "", "the connection is closed"),
     ],
@@ -70,7 +70,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
             "s",
             "what was kept before counts",
         ),
-        ("open requests when the server ends", "__main__.SHUTDOWN_SECONDS", "s", "they are cut off"),
+        ("open requests when the server ends", "serve.SHUTDOWN_SECONDS", "s", "they are cut off"),
     ],
 }
 

@@ -28,9 +28,9 @@ TESTS = Path(__file__).parent
 SERVE_FAKE = """
 import sys
 from pathlib import Path
-from stream.__main__ import _listening, serve
+from stream.serve import listening, serve
 if __name__ == "__main__":
-    with _listening({host!r}, 0) as listener:
+    with listening({host!r}, 0) as listener:
         sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}, sessions={sessions}))
 """
 
