@@ -5,25 +5,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_server import hear, say, serving, watch
-from test_webrtc import Player
+from serving import Player, hear, say, watch
 
 from pipeline.chunk import Session, World
 from stream import api
 from stream.protocol import MAX_SEED
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
 
 
 async def create(client, **wish):

@@ -5,9 +5,8 @@ import contextlib
 
 import pytest
 import websockets
+from serving import HELLO, Player, hear, say, serving
 from test_api import bearer
-from test_server import HELLO, hear, say, serving
-from test_webrtc import Player
 
 from stream import doors
 from stream.client import Wish, watch

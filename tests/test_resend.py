@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_webrtc import FPS, FakeFeed, Player
+from serving import Player
+from test_webrtc import FPS, FakeFeed
 
 from stream.rate import Rate
 from stream.resend import AGAIN_SECONDS, KEY_SECONDS, SHARE, Resends

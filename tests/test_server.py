@@ -2,98 +2,14 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import socket
 
-import httpx
 import pytest
-import uvicorn
 import websockets
-from test_webrtc import Player
+from serving import HELLO, Player, hear, say, serving, watch
 
-from stream.doors import Impatient
-from stream.server import FLOOD, Service, create_app
-
-HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handlers, which belong to the main program."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
-class Client:
-    """A server on a free port, and the ways to talk to it."""
-
-    def __init__(self, service, port):
-        self.service, self.port = service, port
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
-
-    @contextlib.asynccontextmanager
-    async def page(self, **changes):
-        async with websockets.connect(f"ws://127.0.0.1:{self.port}/ws") as page:
-            await say(page, **{**HELLO, **changes})
-            yield page
-
-    async def post(self, path, offer, **headers):
-        return await self.http.post(path, content=offer, headers={"Content-Type": "application/sdp", **headers})
-
-    async def ready(self):
-        async with asyncio.timeout(10):
-            while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
-                await asyncio.sleep(0.05)
-
-
-async def say(page, **message):
-    await page.send(json.dumps(message))
-
-
-async def hear(page, kind, seconds=10):
-    """The next message of a type."""
-    async with asyncio.timeout(seconds):
-        while True:
-            message = json.loads(await page.recv())
-            if message["type"] == kind:
-                return message
-
-
-@contextlib.asynccontextmanager
-async def serving(**options):
-    """A client of a service with the fake engine; `options` are the Service's."""
-    service = Service("fake_engine:build", {}, **options)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        settings = {"ws": "auto", "http": Impatient, "log_level": "error", "timeout_graceful_shutdown": 1}
-        config = uvicorn.Config(create_app(service), **settings)
-        server = QuietServer(config)
-        task = asyncio.ensure_future(server.serve([listener]))
-        made = Client(service, listener.getsockname()[1])
-        async with asyncio.timeout(10):
-            while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
-                await asyncio.sleep(0.01)
-        await made.ready()
-        yield made
-        await made.http.aclose()
-        server.should_exit = True
-        await task
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
+from stream.server import FLOOD
 
 
 async def test_a_viewer_sees_and_steers_and_closing_the_page_lets_the_next_one_in(client, player):
@@ -112,13 +28,6 @@ async def test_a_viewer_sees_and_steers_and_closing_the_page_lets_the_next_one_i
             applied = await hear(first, "applied")
             assert applied["seq"] == 1 and applied["rtp"] is not None
         assert (await hear(third, "live"))["prompt"] == "blue"
-
-
-async def watch(client, player, token):
-    answer = await client.post(f"/whep?session={token}", await player.offer())
-    assert answer.status_code == 201
-    await player.take(answer.text)
-    await player.frames_there(8)
 
 
 async def test_a_viewer_in_line_is_told_to_ask_for_the_picture_later(client, player):

@@ -1,0 +1,126 @@
+"""A server with the fake engine in this process, and those who watch it: pages by /ws, and a player by WHEP.
+
+conftest.py has the fixtures `client` and `player`.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+
+import httpx
+import uvicorn
+import websockets
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+
+from stream.serve import configuration
+from stream.server import Service
+
+HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
+
+
+class Player:
+    """aiortc as a WHEP player."""
+
+    def __init__(self):
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.frames, self._came = [], asyncio.Event()
+        self.connection.on("track", lambda track: asyncio.ensure_future(self._watch(track)))
+
+    async def offer(self, *kinds):
+        for kind in kinds or ("video",):
+            self.connection.addTransceiver(kind, direction="recvonly")
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        return self.connection.localDescription.sdp
+
+    async def take(self, answer):
+        await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
+    async def _watch(self, track):
+        try:
+            while True:
+                frame = await track.recv()
+                self.frames.append((time.monotonic(), frame))
+                self._came.set()
+        except MediaStreamError:
+            pass
+
+    async def frames_there(self, count, seconds=10):
+        async with asyncio.timeout(seconds):
+            while len(self.frames) < count:
+                self._came.clear()
+                await self._came.wait()
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without its own signal handlers, which belong to the main program."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+class Client:
+    """A server on a free port, and the ways to talk to it."""
+
+    def __init__(self, service, port):
+        self.service, self.port = service, port
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+
+    @contextlib.asynccontextmanager
+    async def page(self, **changes):
+        async with websockets.connect(f"ws://127.0.0.1:{self.port}/ws") as page:
+            await say(page, **{**HELLO, **changes})
+            yield page
+
+    async def post(self, path, offer, **headers):
+        return await self.http.post(path, content=offer, headers={"Content-Type": "application/sdp", **headers})
+
+    async def ready(self):
+        async with asyncio.timeout(10):
+            while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
+                await asyncio.sleep(0.05)
+
+
+async def say(page, **message):
+    await page.send(json.dumps(message))
+
+
+async def hear(page, kind, seconds=10):
+    """The next message of a type."""
+    async with asyncio.timeout(seconds):
+        while True:
+            message = json.loads(await page.recv())
+            if message["type"] == kind:
+                return message
+
+
+async def watch(client, player, token):
+    """See the picture of the session with this token."""
+    answer = await client.post(f"/whep?session={token}", await player.offer())
+    assert answer.status_code == 201
+    await player.take(answer.text)
+    await player.frames_there(8)
+
+
+@contextlib.asynccontextmanager
+async def serving(engine=None, **options):
+    """A client of a service with the fake engine, made with `engine`; `options` are the Service's."""
+    service = Service("fake_engine:build", engine or {}, **options)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = QuietServer(configuration(service))
+        task = asyncio.ensure_future(server.serve([listener]))
+        made = Client(service, listener.getsockname()[1])
+        async with asyncio.timeout(10):
+            while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+                await asyncio.sleep(0.01)
+        try:
+            await made.ready()
+            yield made
+        finally:
+            await made.http.aclose()
+            server.should_exit = True
+            await task
