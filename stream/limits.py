@@ -38,6 +38,8 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "HTTP": [
         ("offer, and a trickled fragment", "webrtc.MAX_OFFER_BYTES", "bytes", "413"),
+        ("lines of an offer", "webrtc.MAX_OFFER_LINES", "", "400"),
+        ("media of an offer", "webrtc.MAX_MEDIA", "", "400"),
         ("ICE candidates of one picture", "webrtc.MAX_CANDIDATES", "", "400"),
         ("pictures that are told from those that never were", "whep.REMEMBERED", "", "DELETE: 404"),
         ("body of POST /api/sessions", "api.MAX_BODY_BYTES", "bytes", "413"),

@@ -35,8 +35,13 @@ from stream.rate import Rate
 log = logging.getLogger(__name__)
 
 MAX_OFFER_BYTES = 64 * 1024
+MAX_OFFER_LINES = 800
+"""A browser's has some 300. To compare all codecs with all of their options takes time, and everyone's pictures wait."""
 MAX_CANDIDATES = 64
 """Of one peer, in its offer and later: each is checked against each of our sockets."""
+
+MAX_MEDIA = 4
+"""In an offer. One is the picture, the others are answered as inactive."""
 
 CODECS = ("VP8", "H264")
 CONNECT_SECONDS = 10.0
@@ -137,12 +142,15 @@ def check_offer(sdp: str) -> str:
     """The offer as aiortc should see it. ValueError, with a sentence, unless it asks for video that we can send."""
     if len(sdp) > MAX_OFFER_BYTES:
         raise ValueError(f"the offer has {len(sdp)} characters; at most {MAX_OFFER_BYTES} are taken")
+    if sdp.count("\n") > MAX_OFFER_LINES:
+        raise ValueError(f"the offer has more than {MAX_OFFER_LINES} lines")
     try:
         offer = SessionDescription.parse(sdp)
     except Exception:  # aiortc's parser raises whatever the broken line leads to
         offer = None
     if offer is None or not offer.media:
         raise ValueError("the body is not an SDP offer: send what RTCPeerConnection.createOffer() gives")
+    _check_media(offer)
     if any(not (media.ice.usernameFragment and media.ice.password and media.dtls) for media in offer.media):
         raise ValueError("the SDP offer lacks its ICE or DTLS lines: send what RTCPeerConnection.createOffer() gives")
     videos = [media for media in offer.media if media.kind == "video" and media.port]
@@ -153,6 +161,17 @@ def check_offer(sdp: str) -> str:
     if sum(len(media.ice_candidates) for media in offer.media) > MAX_CANDIDATES:
         raise ValueError(f"the SDP offer has more than {MAX_CANDIDATES} candidates")
     return _LINES_TO_DROP.sub("", sdp)
+
+
+def _check_media(offer: SessionDescription) -> None:
+    """ValueError unless its media are such as aiortc can begin and end."""
+    names = [media.rtp.muxId for media in offer.media]
+    if len(names) > MAX_MEDIA or len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"the SDP offer must have at most {MAX_MEDIA} media, each with an a=mid of its own")
+    if any(media.kind not in ("audio", "video") for media in offer.media):
+        raise ValueError("the SDP offer asks for more than sound and pictures; leave data channels out")
+    if any(set(group.items) - set(names) for group in offer.group):
+        raise ValueError("the SDP offer has an a=group of media that it does not have")
 
 
 class RestartRefused(Exception):
@@ -224,7 +243,7 @@ class Peer:
             self._agree(SessionDescription.parse(offer), transceiver)
             await _or_refuse(self._set_answer())
         except BaseException:  # whatever it is, no socket stays open
-            await connection.close()
+            await _end(connection)
             raise
         answer = connection.localDescription.sdp
         self._sender = transceiver.sender
@@ -243,6 +262,9 @@ class Peer:
 
     def _agree(self, offer: SessionDescription, transceiver: RTCRtpTransceiver) -> None:
         """Between offer and answer: our sockets, and the header extension that aiortc does not know."""
+        for other in self._connection.getTransceivers():
+            if other is not transceiver:
+                other.direction = "inactive"  # what they would send waits for a reader that is not there, without a bound
         self._ufrags = {media.ice.usernameFragment for media in offer.media}
         self._candidates = sum(len(media.ice_candidates) for media in offer.media)
         # Those of one bundle share a transport.
@@ -313,8 +335,10 @@ class Peer:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await self._connection.close()
-        self._gone()
+        try:
+            await _end(self._connection)
+        finally:
+            self._gone()
 
     async def _on_state(self) -> None:
         if self._connection.connectionState == "connected":
@@ -332,6 +356,17 @@ async def _or_refuse(step: Awaitable[None]) -> None:
     except Exception as error:  # aiortc raises what the odd line leads to, of many types
         log.info("an offer was refused: %r", error)
         raise ValueError("the SDP offer cannot be answered: send what RTCPeerConnection.createOffer() gives") from None
+
+
+async def _end(connection: RTCPeerConnection) -> None:
+    """Close a connection, also one that aiortc has half made and cannot close itself: no socket stays open."""
+    transports = {one.receiver.transport.transport for one in connection.getTransceivers()}
+    try:
+        await connection.close()
+    except Exception as error:  # aiortc trips over its own parts, which are of many types
+        log.info("a connection was closed by force: %r", error)
+        for transport in transports:
+            await transport.stop()
 
 
 def _fit(sender: RTCRtpSender, track: Track, encoder: LiveEncoder) -> None:
