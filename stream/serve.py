@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -13,16 +15,19 @@ from typing import Any, NoReturn
 import uvicorn
 
 from pipeline.chunk import World
-from stream.doors import Impatient
+from stream.doors import Impatient, ImpatientSocket
 from stream.protocol import MAX_MESSAGE_BYTES
 from stream.server import Service, create_app
 from stream.webrtc import Media
 
 SHUTDOWN_SECONDS = 1
 KEEP_ALIVE_SECONDS, PING_SECONDS = 5, 5
-EXPECTED = ("Invalid UTF-8", "timeout graceful shutdown exceeded")
-"""What uvicorn calls an error and is none: broken text is answered with close code 1007, and at the end we wait for
-no one who does not hang up."""
+UNREAD_SECONDS = 10
+"""A peer that takes nothing of what was sent for so long is gone. The kernel ends the connection: closing it would wait
+for the peer."""
+EXPECTED = ("Invalid UTF-8", "Invalid HTTP request", "timeout graceful shutdown exceeded")
+"""What uvicorn calls an error or warns of and is none: broken text is answered with close code 1007, what is no request
+with 400, and at the end we wait for no one who does not hang up. A stranger could fill the log with it."""
 
 
 @contextlib.contextmanager
@@ -36,6 +41,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         _refuse_address(host)
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what it accepts has it too
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD_SECONDS)
         if family == socket.AF_INET6:
             # `::` is all addresses, those of IPv4 too, whatever the system's default is.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -72,6 +79,7 @@ def serve(
     it, `tls` names the certificate and its key, `settings` are more of the Service's.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _allow_many_files()
     media, address, failures = media or Media(), _address(listener, tls is not None), []
     stop = asyncio.Event()
 
@@ -89,6 +97,13 @@ def serve(
         print(f"chunkcast: {failures[0].reason}", file=sys.stderr)
         return 1 if failures[0].ours else 2
     return 0
+
+
+def _allow_many_files() -> None:
+    """As many open files as the system lets us have: a viewer needs a few sockets, and the default is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _address(listener: socket.socket, is_tls: bool) -> str:
@@ -110,11 +125,11 @@ class _Server(uvicorn.Server):
 
 def configuration(service: Service, tls: tuple[str, str] | None = None) -> uvicorn.Config:
     """How uvicorn serves a service; its access log, which would show what stands in addresses, is off."""
-    return uvicorn.Config(
+    config = uvicorn.Config(
         create_app(service),
-        ws="auto",  # the websockets package, by whichever of uvicorn's two ways is current
+        ws=ImpatientSocket,
         ws_max_size=MAX_MESSAGE_BYTES * 4,
-        http=Impatient,
+        http=functools.partial(Impatient, doors=service.doors),  # type: ignore[arg-type]
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PING_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -124,6 +139,13 @@ def configuration(service: Service, tls: tuple[str, str] | None = None) -> uvico
         ssl_certfile=tls and tls[0],
         ssl_keyfile=tls and tls[1],
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)  # after uvicorn has set up its logging; once is enough
+    return config
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    was_cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not was_cut_off and not any(map(record.getMessage().count, EXPECTED))
 
 
 async def _run(
@@ -131,7 +153,6 @@ async def _run(
 ) -> None:
     """uvicorn on our socket, ended by `stop` or by a signal."""
     server = _Server(configuration(service, tls))
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not any(map(record.getMessage().count, EXPECTED)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)

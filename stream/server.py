@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 10.0
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 60, 120
 FLOOD = 600
-"""So many messages in a row above the rate end the connection."""
+"""So many messages above the rate, less those within it, end the connection."""
 MAX_OUTGOING = 256
 """A page that leaves so many messages unread is gone; its connection ends."""
 LEFT = (1000, 1001)

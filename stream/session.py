@@ -232,7 +232,7 @@ class Line:
 
 
 class Bucket:
-    """A rate limit: `rate` a second on average, `burst` at once; `refused` counts those above it in a row."""
+    """A rate limit: `rate` a second on average, `burst` at once; `refused` counts those above it, less those within."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
@@ -248,5 +248,5 @@ class Bucket:
             self.refused += 1
             return False
         self._tokens -= 1
-        self.refused = 0
+        self.refused = max(0, self.refused - 1)
         return True

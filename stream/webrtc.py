@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MAX_OFFER_BYTES = 64 * 1024
 MAX_OFFER_LINES = 800
-"""A browser's has some 300. To compare all codecs with all of their options takes time, and everyone's pictures wait."""
+"""A browser's has some 300. Comparing all codecs with all of their options takes time, and all pictures wait for it."""
 MAX_CANDIDATES = 64
 """Of one peer, in its offer and later: each is checked against each of our sockets."""
 
@@ -264,7 +264,9 @@ class Peer:
         """Between offer and answer: our sockets, and the header extension that aiortc does not know."""
         for other in self._connection.getTransceivers():
             if other is not transceiver:
-                other.direction = "inactive"  # what they would send waits for a reader that is not there, without a bound
+                other.direction = (
+                    "inactive"  # what they would send waits for a reader that is not there, without a bound
+                )
         self._ufrags = {media.ice.usernameFragment for media in offer.media}
         self._candidates = sum(len(media.ice_candidates) for media in offer.media)
         # Those of one bundle share a transport.

@@ -6,7 +6,6 @@ conftest.py has the fixtures `client` and `player`.
 import asyncio
 import contextlib
 import json
-import socket
 import time
 
 import httpx
@@ -15,7 +14,7 @@ import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
-from stream.serve import configuration
+from stream.serve import configuration, listening
 from stream.server import Service
 
 HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
@@ -67,7 +66,15 @@ class Client:
 
     def __init__(self, service, port):
         self.service, self.port = service, port
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        self.http = self._fresh_http()
+
+    def _fresh_http(self):
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
+
+    async def hang_up(self):
+        """Close the connections that HTTP keeps for the next request."""
+        await self.http.aclose()
+        self.http = self._fresh_http()
 
     @contextlib.asynccontextmanager
     async def page(self, **changes):
@@ -109,8 +116,7 @@ async def watch(client, player, token):
 async def serving(engine=None, **options):
     """A client of a service with the fake engine, made with `engine`; `options` are the Service's."""
     service = Service("fake_engine:build", engine or {}, **options)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listening("127.0.0.1", 0) as listener:
         server = QuietServer(configuration(service))
         task = asyncio.ensure_future(server.serve([listener]))
         made = Client(service, listener.getsockname()[1])

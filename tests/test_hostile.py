@@ -9,13 +9,11 @@ import itertools
 import json
 import logging
 import os
-import random
 import socket
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 import websockets
 from aiortc import RTCPeerConnection
 from fake_engine import WIDTH
@@ -25,7 +23,7 @@ from serving import HELLO, Player, hear, say, serving, watch
 from test_protocol import GOOD
 
 from stream import protocol, server, webrtc
-from stream.doors import Doors
+from stream.doors import SOCKETS_PER_ADDRESS
 from stream.viewer import Viewer
 
 IN_FLIGHT = 4
@@ -53,7 +51,7 @@ def examples(strategy, count):
 
 
 def bar(frame):
-    """Where the fake engine's bright bar is, in pixels; on a ring, for it leaves at one side and enters at the other."""
+    """Where the fake engine's bright bar is, in pixels, on a ring: it leaves at one side and enters at the other."""
     bright = frame.to_ndarray(format="rgb24")[48].min(axis=1).astype(float) ** 3
     turn = np.angle((bright * np.exp(2j * np.pi * np.arange(WIDTH) / WIDTH)).sum())
     return turn * WIDTH / (2 * np.pi)
@@ -80,7 +78,7 @@ async def alive():
 async def settled(before, seconds=8):
     """What is more than before, once that no longer changes."""
     end = asyncio.get_running_loop().time() + seconds
-    while (more := await alive() - before) and asyncio.get_running_loop().time() < end:
+    while (more := await alive() - before) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.2)
     return dict(more)
 
@@ -94,8 +92,10 @@ async def calm_viewer(client, caplog):
     async with client.page(prompt="green") as page:
         token = (await hear(page, "welcome"))["token"]
         await watch(client, player, token)
+        await client.hang_up()
         before = await alive()
         yield page
+        await client.hang_up()
         assert await settled(before) == {}, "something was left behind"
         hub, viewer = client.service.hub, client.service.hub.find(token)
         assert len(hub._viewers) == 1 and hub.has_room and len(client.service._peers) == 1
@@ -323,3 +323,160 @@ async def test_every_strange_offer_gets_a_proper_status_and_leaves_nothing(caplo
         told = Counter([await try_offer(client, offer) for offer in offers])
         assert set(told) <= {201, 400, 413}
         assert min(told[201], told[400]) > 10
+
+
+# Who says nothing, and who does not listen.
+
+
+def raw(client, receive_buffer=None):
+    """A plain socket that is connected to the server."""
+    made = socket.socket()
+    if receive_buffer:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    made.connect(("127.0.0.1", client.port))
+    made.setblocking(False)
+    return made
+
+
+async def is_closed(one, seconds=4):
+    """Read what comes until the server ends the connection; False when it does not."""
+    try:
+        async with asyncio.timeout(seconds):
+            while await asyncio.get_running_loop().sock_recv(one, 65536):
+                pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    finally:
+        one.close()
+    return True
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def masked(payload, opcode=1):
+    """A client's frame of a WebSocket, with the mask 0."""
+    length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
+
+
+HALF_OPEN = {
+    "nothing": b"",
+    "half a head": b"GET /ws HTTP/1.1\r\nHost",
+    "half a handshake": UPGRADE[:-2],
+    "no hello": UPGRADE,
+    "half a frame": UPGRADE + masked(b"x" * 100)[:20],
+    "half a body": b"POST /whep HTTP/1.1\r\nHost: x\r\nContent-Type: application/sdp\r\nContent-Length: 99\r\n\r\nv=0",
+    "another protocol": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+    "no protocol": b"\x00" * 100,
+}
+
+
+async def test_who_connects_and_says_nothing_is_shut_out(caplog, monkeypatch):
+    for name in ("doors.HEAD_SECONDS", "server.HELLO_SECONDS", "whep.BODY_SECONDS", "serve.PING_SECONDS"):
+        monkeypatch.setattr(f"stream.{name}", 0.7)
+    async with serving() as client, calm_viewer(client, caplog):
+        sockets = {name: [raw(client) for _ in range(8)] for name in HALF_OPEN}
+        for name, some in sockets.items():
+            for one in some:
+                await asyncio.get_running_loop().sock_sendall(one, HALF_OPEN[name])
+        closed = {name: await asyncio.gather(*map(is_closed, some)) for name, some in sockets.items()}
+        assert {name for name, some in closed.items() if not all(some)} == set()
+
+
+async def test_who_does_not_read_is_shut_out_however_much_is_asked_for(caplog, monkeypatch):
+    monkeypatch.setattr("stream.serve.UNREAD_SECONDS", 1)
+    async with serving() as client, calm_viewer(client, caplog):
+        loop, before = asyncio.get_running_loop(), await alive()
+        pages, files = [raw(client, 2048) for _ in range(3)], [raw(client, 2048) for _ in range(3)]
+        for one in pages:
+            await loop.sock_sendall(one, UPGRADE + masked(json.dumps(HELLO).encode()))
+        for one in files:
+            await loop.sock_sendall(one, b"GET /style.css HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        for _ in range(100):  # each is answered with an error
+            for one in pages:
+                with contextlib.suppress(OSError):
+                    await asyncio.wait_for(loop.sock_sendall(one, masked(b"x" * 9) * 20), 0.2)
+            await asyncio.sleep(0.01)
+        gone = (await alive())["Connection"] - before["Connection"]
+        async with asyncio.timeout(8):
+            while gone or client.service.hub._line.waiting:
+                await asyncio.sleep(0.2)
+                gone = (await alive())["Connection"] - before["Connection"]
+        for one in pages + files:
+            one.close()
+
+
+# Who comes and goes, and who will not stop.
+
+
+async def reads_and_leaves(client):
+    async with client.page(prompt="blue") as page:
+        await hear(page, "welcome")
+        await say(page, type="keys", seq=1, held=["w"])
+        await hear(page, "received")
+
+
+async def breaks_off(client):
+    async with client.page(prompt="blue") as page:
+        await hear(page, "welcome")
+        page.transport.abort()
+
+
+async def plays_and_leaves(client):
+    player = Player()
+    answer = await client.post("/whep?prompt=blue", await player.offer())
+    if answer.status_code == 201:
+        await player.take(answer.text)
+        with contextlib.suppress(TimeoutError):
+            await player.frames_there(2, seconds=5)
+        await client.http.delete(answer.headers["location"])
+    await player.connection.close()
+    return answer.status_code
+
+
+async def offers_and_vanishes(client):
+    return (await client.post("/whep?prompt=blue", OFFER)).status_code
+
+
+async def asks_and_vanishes(client):
+    return (await client.http.post("/api/sessions", json={"prompt": "blue"})).status_code
+
+
+async def test_fifty_who_come_and_go_leave_nothing_behind(caplog, monkeypatch):
+    monkeypatch.setattr("stream.hub.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("stream.webrtc.CONNECT_SECONDS", 1.0)
+    visits = [reads_and_leaves, breaks_off, plays_and_leaves, offers_and_vanishes, asks_and_vanishes]
+    async with serving({"slots": 4}) as client, calm_viewer(client, caplog):
+        for _ in range(10):
+            statuses = await asyncio.gather(*(visit(client) for visit in visits))
+            assert set(statuses[2:]) <= {201, 503}
+        async with asyncio.timeout(8):
+            while len(client.service.hub._viewers) > 1:  # noqa: ASYNC110  it is told to no one
+                await asyncio.sleep(0.1)
+
+
+async def floods(client):
+    async with client.page(prompt="blue") as page:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            for seq in range(2 * server.FLOOD):
+                await say(page, type="keys", seq=seq, held=["w"])
+        await until_closed(page)
+
+
+async def test_floods_of_messages_requests_and_connections_are_cut_off(caplog, monkeypatch):
+    monkeypatch.setattr("stream.doors._counted_as", lambda host: host)
+    async with serving() as client, calm_viewer(client, caplog):
+        flood = asyncio.gather(*(floods(client) for _ in range(3)))
+        await asyncio.sleep(0.5)
+        sockets = [raw(client) for _ in range(100)]
+        closed = await asyncio.gather(*(is_closed(one, seconds=1) for one in sockets))
+        assert sum(closed) >= 100 - SOCKETS_PER_ADDRESS
+        answers = await asyncio.gather(*(client.post("/whep", "x") for _ in range(40)))
+        assert {answer.status_code for answer in answers} == {400}
+        await flood
