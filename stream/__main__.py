@@ -109,6 +109,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="CHUNKS",
         help="how far the world is made ahead of the picture: more is smoother, less is quicker to steer (default: 1)",
     )
+    parser.add_argument(
+        "--log-prompts", action="store_true", help="log what viewers ask for (default: no log shows a prompt)"
+    )
     _add_life_options(parser.add_argument_group("when others wait, and when viewers come back"))
     _add_picture_options(parser.add_argument_group("the picture"))
     _add_reach_options(parser.add_argument_group("reaching it from outside (docs/reaching.md)"))
@@ -240,6 +243,7 @@ def _serve(options: argparse.Namespace) -> int:
             fairness=fairness_options(options),
             sessions=options.sessions,
             doors=door_options(options),
+            log_prompts=options.log_prompts,
         )
 
 

@@ -18,6 +18,7 @@ from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced
 from stream.pictures import Pictures
+from stream.prompts import Prompts
 from stream.runs import KEEP_SECONDS, Engine, Runs
 from stream.session import Bucket, Line, Session, State, new_token
 from stream.steering import Steering
@@ -41,7 +42,7 @@ STATS_SECONDS = 1.0
 class Hub:
     """The one place that knows all viewers. `lead` is in chunks; `clock` in seconds.
 
-    `archive` keeps what is parked; `fairness` says what is done when others wait.
+    `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Hub:
         clock: Callable[[], float] = time.monotonic,
         archive: Keeper | None = None,
         fairness: Fairness | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self._clock = clock
+        self._prompts = prompts or Prompts()
         self._archive = Nowhere() if archive is None else archive
         self._fairness = fairness or Fairness()
         self._stays = Stays()
@@ -108,6 +111,7 @@ class Hub:
         viewer = Viewer(session, hear, self._clock(), self._clock(), rewinds=self._rewinds())
         viewer.applied = session.data.held.sequence if session.data else 0
         viewer.keep_every = KEEP_SECONDS
+        self._prompts.note(session.name, session.prompt)
         self._viewers[session.token] = viewer
         self._line.join(session)
         self._welcome(viewer)
@@ -190,6 +194,8 @@ class Hub:
                 raise protocol.ProtocolError("this connection has said hello already; open another for a new viewer")
             case _:
                 self._steering.obey(viewer, message)
+        if isinstance(message, protocol.Prompt | protocol.Restart):
+            self._prompts.note(viewer.session.name, viewer.session.prompt)
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session

@@ -16,6 +16,7 @@ import uvicorn
 
 from pipeline.chunk import World
 from stream.doors import Impatient, ImpatientSocket
+from stream.prompts import Prompts
 from stream.protocol import MAX_MESSAGE_BYTES
 from stream.server import Service, create_app
 from stream.webrtc import Media
@@ -73,12 +74,14 @@ def serve(
     options: dict[str, Any],
     media: Media | None = None,
     tls: tuple[str, str] | None = None,
+    log_prompts: bool = False,
     **settings: Any,
 ) -> int:
     """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `factory` is the engine's and `options` are for
     it, `tls` names the certificate and its key, `settings` are more of the Service's.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    prompts = Prompts(shown=log_prompts)
+    prompts.guard_logs()
     _allow_many_files()
     media, address, failures = media or Media(), _address(listener, tls is not None), []
     stop = asyncio.Event()
@@ -90,7 +93,7 @@ def serve(
     def say_ready(ready: Any) -> None:
         _say_ready(address, ready.world, media)
 
-    service = Service(factory, options, media=media, on_ready=say_ready, on_failure=fail, **settings)
+    service = Service(factory, options, media=media, on_ready=say_ready, on_failure=fail, prompts=prompts, **settings)
     print(f"The world is being made ready; its page is {address}", flush=True)
     asyncio.run(_run(service, listener, stop, tls))
     if failures:
@@ -133,6 +136,7 @@ def configuration(service: Service, tls: tuple[str, str] | None = None) -> uvico
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PING_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        log_config=None,  # its words go where all others go
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

@@ -23,6 +23,7 @@ from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
 from stream.hub import Hub
 from stream.pacer import Paced, Pacer
+from stream.prompts import Prompts
 from stream.session import Bucket, State
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
@@ -82,9 +83,9 @@ class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
-    may play them besides our own, `doors` who may come in. `fairness` is the hub's. Parked sessions lie in the folder
-    `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the
-    event loop when the engine is ready for the first time and when it will never be.
+    may play them besides our own, `doors` who may come in. `fairness` and `prompts` are the hub's. Parked sessions lie
+    in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are
+    called on the event loop when the engine is ready for the first time and when it will never be.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Service:
         fairness: Fairness | None = None,
         sessions: Path | None = None,
         doors: Doors | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread)
@@ -106,7 +108,9 @@ class Service:
         self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
         self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)
         servers = self._media.ice_servers
-        self.hub = Hub(self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness)
+        self.hub = Hub(
+            self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness, prompts=prompts
+        )
         self._on_ready, self._on_failure = on_ready, on_failure
         self._peers: dict[str, tuple[Peer, Viewer]] = {}
         self._counted: dict[str, str | None] = {}

@@ -85,7 +85,7 @@ class Session:
     def parked(cls, token: str, data: chunk.Session) -> "Session":
         """A session that comes from where it was kept."""
         held = data.waiting or data.held
-        session = cls(newest_prompt(data), data.spec.seed, token=token, state=State.PARKED, data=data)
+        session = cls(prompts_of(data)[-1], data.spec.seed, token=token, state=State.PARKED, data=data)
         name, _, run = data.spec.session.partition(".")
         if run.isdecimal():
             session.name, session.run = name, int(run)
@@ -128,10 +128,10 @@ class Session:
         return Control(self.sequence, self.held)
 
 
-def newest_prompt(data: chunk.Session) -> str:
-    """The prompt in force in a session as plain data."""
+def prompts_of(data: chunk.Session) -> list[str]:
+    """All prompts of a session as plain data; the last one is in force."""
     prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
-    return [prompt for prompt in prompts if prompt][-1]
+    return [prompt for prompt in prompts if prompt]
 
 
 class Line:

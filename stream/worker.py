@@ -30,6 +30,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, Session, SessionSpec, World, WorldFull
+from stream.prompts import Prompts
+from stream.session import prompts_of
 
 log = logging.getLogger(__name__)
 
@@ -603,17 +605,19 @@ def _serve(pipe: Connection, factory: str, options: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Read when torch is imported: its threads sleep while they wait, and leave the cores to the encoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prompts = Prompts()
+    prompts.guard_logs()
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     blocks: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, inbox, blocks), daemon=True).start()
     try:
         engine = _build(factory, options)
         world = engine.prewarm(lambda done, total: pipe.send(Progress(done, total)))
-        _Servant(pipe, inbox, blocks, engine, world).run()
+        _Servant(pipe, inbox, blocks, engine, world, prompts).run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)
     except Exception as error:  # whatever a model can raise: the server must hear of it in words
-        _confess(pipe, error)
+        _confess(pipe, error, prompts)
 
 
 def _build(factory: str, options: dict[str, Any]) -> Engine:
@@ -621,12 +625,13 @@ def _build(factory: str, options: dict[str, Any]) -> Engine:
     return getattr(importlib.import_module(module), name)(**options)
 
 
-def _confess(pipe: Connection, error: Exception) -> None:
+def _confess(pipe: Connection, error: Exception, prompts: Prompts) -> None:
     users = isinstance(error, ValueError | FileNotFoundError)
     if not users:
         log.exception("the engine broke")
+    reason = str(error) if users else f"the engine broke: {type(error).__name__}: {error}"
     with contextlib.suppress(OSError):
-        pipe.send(Failed(str(error) if users else f"the engine broke: {type(error).__name__}: {error}", not users))
+        pipe.send(Failed(prompts.masked(reason), not users))
 
 
 def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Command]", blocks: "queue.SimpleQueue[int]") -> None:
@@ -655,10 +660,11 @@ class _Servant:
         blocks: "queue.SimpleQueue[int]",
         engine: Engine,
         world: World,
+        prompts: Prompts,
     ) -> None:
         """`blocks` are those of the shared memory that are free; filled here, and as the server gives them back."""
         self._pipe, self._inbox, self._free, self._engine = pipe, inbox, blocks, engine
-        self._world, self._credit = world, Credit(world)
+        self._world, self._credit, self._prompts = world, Credit(world), prompts
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
         self._leaving: queue.SimpleQueue[Pending | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
@@ -709,6 +715,7 @@ class _Servant:
                 self._place_as_told(command)
                 self._logbook.end(session)
             case Steer(session, control) if session in self._credit:
+                self._prompts.note(session, control.prompt)
                 self._engine.control(session, control)
             case Grant(session, frame):
                 self._credit.grant(session, frame)
@@ -728,6 +735,7 @@ class _Servant:
                 self._rewind(session, chunk)
 
     def _open(self, session: str, spec: SessionSpec) -> None:
+        self._prompts.note(session, spec.prompt)
         try:
             self._engine.open(spec)
         except (ValueError, WorldFull) as error:
@@ -742,6 +750,8 @@ class _Servant:
             return Snapped(session, ticket, None, str(error))
 
     def _resume(self, session: str, data: Session) -> None:
+        for prompt in prompts_of(data):
+            self._prompts.note(session, prompt)
         try:
             self._engine.resume(data, session, RESUME_WINDOWS)
         except (ValueError, WorldFull) as error:
@@ -768,20 +778,21 @@ class _Servant:
     def _ship(self) -> None:
         try:
             while True:
-                self._send(leaving := self._leaving.get())
-                if not isinstance(leaving, Refused | Snapped | Placed):
-                    self._logbook.end(leaving.session)
+                self._send(self._leaving.get())
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
         except Exception as error:  # whatever a device can raise: the server must hear of it in words
-            _confess(self._pipe, error)
+            _confess(self._pipe, error, self._prompts)
             os._exit(1)
 
     def _send(self, leaving: "Pending | Word") -> None:
-        if isinstance(leaving, Word):
+        result = None if isinstance(leaving, Word) else leaving.result()
+        if not isinstance(leaving, Refused | Snapped | Placed):
+            # Before the server hears of it: whatever comes next is not this session's fault.
+            self._logbook.end(leaving.session)
+        if result is None:
             self._pipe.send(leaving)
             return
-        result = leaving.result()
         if isinstance(result, Ended):
             self._inbox.put(Close(result.session))
             self._pipe.send(result)

@@ -44,3 +44,19 @@ async def player():
     made = Player()
     yield made
     await made.connection.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Starts servers with the fake engine in processes of their own: `server(**options)`, as serving.Server takes."""
+    from serving import Server
+
+    made = []
+
+    def start(**options):
+        made.append(Server(tmp_path, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()

@@ -29,7 +29,8 @@ class Ready:
 class FakeEngine:
     """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
 
-    "die" kills the process in its next step, "hang" never returns, "explode" raises, "stop" ends its session, "rot"
+    "die" kills the process in its next step, "hang" never returns, "explode" raises, "blurt" and
+    more raises with its words, "stop" ends its session, "rot"
     has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
@@ -138,6 +139,8 @@ class FakeEngine:
             time.sleep(3600)
         if prompt == "explode":
             raise RuntimeError("out of paint")
+        if prompt.startswith("blurt"):
+            raise RuntimeError(f"cannot draw {prompt!r}")
 
 
 def build(**options):

@@ -1,12 +1,18 @@
-"""A server with the fake engine in this process, and those who watch it: pages by /ws, and a player by WHEP.
+"""A server with the fake engine, in this process or in one of its own, and those who watch it: pages by /ws, and a
+player by WHEP.
 
-conftest.py has the fixtures `client` and `player`.
+conftest.py has the fixtures `client`, `player` and `server`.
 """
 
 import asyncio
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import uvicorn
@@ -16,6 +22,16 @@ from aiortc.mediastreams import MediaStreamError
 
 from stream.serve import configuration, listening
 from stream.server import Service
+
+TESTS = Path(__file__).parent
+SERVE_FAKE = """
+import sys
+from pathlib import PosixPath
+from stream.serve import listening, serve
+if __name__ == "__main__":
+    with listening({host!r}, 0) as listener:
+        sys.exit(serve(listener, "fake_engine:build", {options}, **{settings}))
+"""
 
 HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
 
@@ -130,3 +146,48 @@ async def serving(engine=None, **options):
             await made.http.aclose()
             server.should_exit = True
             await task
+
+
+class Server:
+    """A server with the fake engine in a process of its own."""
+
+    def __init__(self, folder, host="127.0.0.1", tls=None, sessions=None, log_prompts=False, **options):
+        script = folder / "serve_fake.py"
+        settings = {"tls": tls, "log_prompts": log_prompts, "sessions": sessions}
+        script.write_text(SERVE_FAKE.format(options=options, host=host, settings=settings))
+        paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+        self.process = subprocess.Popen(
+            [sys.executable, script],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def line(self):
+        return self.process.stdout.readline()
+
+    def children(self):
+        """The living processes of this group but the server, as (number, command)."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != self.process.pid:
+                try:
+                    state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                    if int(group) == self.process.pid and state != "Z":
+                        found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        return found
+
+    def end(self, number, seconds=2.0):
+        """Send a signal to the whole group, as a terminal does; what was printed on stderr."""
+        os.killpg(self.process.pid, number)
+        _, errors = self.process.communicate(timeout=seconds)
+        return errors
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()

@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -23,75 +21,6 @@ from stream.__main__ import _parser, engine_options, main, media_options
 from stream.ice import Reach
 from stream.protocol import IceServer
 from stream.webrtc import Media
-
-TESTS = Path(__file__).parent
-SERVE_FAKE = """
-import sys
-from pathlib import Path
-from stream.serve import listening, serve
-if __name__ == "__main__":
-    with listening({host!r}, 0) as listener:
-        sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}, sessions={sessions}))
-"""
-
-
-class Server:
-    """A server with the fake engine in a process of its own."""
-
-    def __init__(self, folder, host="127.0.0.1", tls=None, sessions=None, **options):
-        script = folder / "serve_fake.py"
-        script.write_text(
-            SERVE_FAKE.format(options=options, host=host, tls=tls, sessions=sessions and f"Path({str(sessions)!r})")
-        )
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-        self.process = subprocess.Popen(
-            [sys.executable, script],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def line(self):
-        return self.process.stdout.readline()
-
-    def children(self):
-        """The living processes of this group but the server, as (number, command)."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.process.pid:
-                try:
-                    state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                    if int(group) == self.process.pid and state != "Z":
-                        found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
-
-    def end(self, number, seconds=2.0):
-        """Send a signal to the whole group, as a terminal does; what was printed on stderr."""
-        os.killpg(self.process.pid, number)
-        _, errors = self.process.communicate(timeout=seconds)
-        return errors
-
-    def kill(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-
-@pytest.fixture
-def server(tmp_path):
-    made = []
-
-    def start(**options):
-        made.append(Server(tmp_path, **options))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.kill()
 
 
 def all_gone(server, seconds=1.0):
