@@ -286,10 +286,10 @@ class Hub:
             viewer.wanted.append(take)
         return len(asked)
 
-    def close(self, reason: str) -> None:
-        """End every session here; what was kept of them can be come back to while the archive lasts."""
+    def close(self, reason: str, keeps: bool = True) -> None:
+        """End every session here; with `keeps` what was kept of them is put away, to be come back to."""
         for viewer in list(self._viewers.values()):
-            if viewer.session.data is not None:
+            if keeps and viewer.session.data is not None:
                 self._archive.put(viewer.session.token, viewer.session.data)
                 viewer.hear(protocol.Parked(reason=reason, by_itself=True))
                 viewer.hear = no_one

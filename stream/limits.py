@@ -23,7 +23,13 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("body of a small request", "doors.BODY_SECONDS", "s", "408"),
         ("body of a session file", "doors.UPLOAD_SECONDS", "s", "408"),
         ("silence of a kept HTTP connection", "serve.KEEP_ALIVE_SECONDS", "s", "the connection is closed"),
-        ("answer to a ping of /ws", "serve.PING_SECONDS", "s", "the connection is closed; pings come as often"),
+        ("answer to a ping of /ws", "serve.PONG_SECONDS", "s", "the connection is closed"),
+        (
+            "from such an answer to the next ping",
+            "serve.PING_SECONDS",
+            "s",
+            "a page that vanished is noticed within both",
+        ),
         ("answer to a close of /ws", "doors.CLOSE_SECONDS", "s", "the connection is cut"),
         ("first message of /ws", "server.HELLO_SECONDS", "s", "`ended`, and the connection is closed"),
         ("messages that a slow reader leaves unread", "server.MAX_OUTGOING", "", "the connection is closed"),
@@ -66,7 +72,13 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("age", "archive.MAX_SECONDS", "s", "it is deleted"),
     ],
     "The process": [
-        ("silence of the engine at work", "worker.PATIENCE_SECONDS", "s", "it is ended and started again"),
+        (
+            "silence of the engine when a chunk like those before it is due (or five chunk times, if that is more)",
+            "worker.HANG_SECONDS",
+            "s",
+            "it is ended and started again; also when it does nothing meanwhile",
+        ),
+        ("its silence over a new prompt, while it is at work", "worker.PATIENCE_SECONDS", "s", "the same"),
         ("pause between starts of an engine that dies", "worker.LONGEST_PAUSE_SECONDS", "s", "it grows up to this"),
         ("wait for a STUN or TURN server", "ice.SERVER_SECONDS", "s", "the answer goes without it"),
         (

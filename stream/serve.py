@@ -22,7 +22,9 @@ from stream.server import Service, create_app
 from stream.webrtc import Media
 
 SHUTDOWN_SECONDS = 1
-KEEP_ALIVE_SECONDS, PING_SECONDS = 5, 5
+KEEP_ALIVE_SECONDS = 5
+PING_SECONDS, PONG_SECONDS = 1.5, 3.5
+"""A page that vanishes without a word is noticed within the sum of both."""
 UNREAD_SECONDS = 10
 """A peer that takes nothing of what was sent for so long is gone. The kernel ends the connection: closing it would wait
 for the peer."""
@@ -134,7 +136,7 @@ def configuration(service: Service, tls: tuple[str, str] | None = None) -> uvico
         ws_max_size=MAX_MESSAGE_BYTES * 4,
         http=functools.partial(Impatient, doors=service.doors),  # type: ignore[arg-type]
         ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_config=None,  # its words go where all others go
         log_level="warning",

@@ -44,6 +44,7 @@ FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those t
 DRAIN_SECONDS = 2.0
 """So long the end of the server waits for the engine to say what the live sessions are."""
 CLOSING = "The server is closing."
+NOT_KEPT = "It keeps no worlds, so this one is over."
 TICK_SECONDS = 0.25
 _KINDS = {
     ".html": "text/html",
@@ -129,7 +130,7 @@ class Service:
         finally:
             for task in ticking:
                 task.cancel()
-            self.hub.close(CLOSING)
+            self._close_hub()
             # aioice must see its transports close while the loop still runs.
             await asyncio.gather(*(peer.close() for peer, _ in list(self._peers.values())), return_exceptions=True)
             await asyncio.to_thread(self._engine.stop)
@@ -140,7 +141,7 @@ class Service:
         """No new viewers; those who are here are told, and what their sessions are now is kept, if it can be come back
         to on the next server."""
         self.ready = False
-        if self._temporary is None:
+        if self._keeps:
             kept: asyncio.Queue[object] = asyncio.Queue()
             asked = self.hub.drain(CLOSING, kept.put_nowait)
             with contextlib.suppress(TimeoutError):
@@ -149,7 +150,15 @@ class Service:
                         await kept.get()
         else:
             self.hub.drain(CLOSING, lambda data: None)
-        self.hub.close(CLOSING)
+        self._close_hub()
+
+    @property
+    def _keeps(self) -> bool:
+        """True when the next server finds what is parked here."""
+        return self._temporary is None
+
+    def _close_hub(self) -> None:
+        self.hub.close(CLOSING if self._keeps else f"{CLOSING} {NOT_KEPT}", self._keeps)
 
     def _close_archive(self) -> None:
         self.archive.close()

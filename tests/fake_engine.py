@@ -1,5 +1,6 @@
 """An engine without a model: a bar that the keys move over a colour that the prompt chooses."""
 
+import ctypes
 import os
 import time
 from dataclasses import replace
@@ -29,14 +30,14 @@ class Ready:
 class FakeEngine:
     """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
 
-    "die" kills the process in its next step, "hang" never returns, "explode" raises, "blurt" and
-    more raises with its words, "stop" ends its session, "rot"
-    has nothing that can be kept. The latents of a chunk are where the bar is after it.
+    "die" kills the process in its next step, "hang" never returns, "seize" neither and lets no other thread run,
+    "ponder" takes its time, "explode" raises, "starve" has no memory left, "blurt" and more raises with its words,
+    "stop" ends its session, "rot" has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
-    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail=""):
+    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1):
         self.world = World("fake", WIDTH, HEIGHT, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule)
-        self.seconds, self.load_seconds, self.fail = seconds, load_seconds, fail
+        self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 
     def prewarm(self, progress):
@@ -115,6 +116,8 @@ class FakeEngine:
             self.close(session)
             return Ended(session, "the engine gave up this session")
         time.sleep(self.seconds)
+        if state["frame"] == self.spin_at * CHUNK_FRAMES:
+            spin(3600)
         speed = 4 * (("l" in control.keys) - ("j" in control.keys)) + 1
         first, state["frame"] = state["frame"], state["frame"] + CHUNK_FRAMES
         frames = np.stack([self._draw(state, speed) for _ in range(CHUNK_FRAMES)])
@@ -137,10 +140,23 @@ class FakeEngine:
             os._exit(3)
         if prompt == "hang":
             time.sleep(3600)
+        if prompt == "seize":
+            ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock
+        if prompt == "ponder":
+            spin(2.5)
         if prompt == "explode":
             raise RuntimeError("out of paint")
+        if prompt == "starve":
+            raise MemoryError("CUDA out of memory")
         if prompt.startswith("blurt"):
             raise RuntimeError(f"cannot draw {prompt!r}")
+
+
+def spin(seconds):
+    """Be busy for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def build(**options):

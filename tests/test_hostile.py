@@ -378,7 +378,7 @@ HALF_OPEN = {
 
 
 async def test_who_connects_and_says_nothing_is_shut_out(caplog, monkeypatch):
-    for name in ("doors.HEAD_SECONDS", "server.HELLO_SECONDS", "whep.BODY_SECONDS", "serve.PING_SECONDS"):
+    for name in ("doors.HEAD_SECONDS", "server.HELLO_SECONDS", "whep.BODY_SECONDS", "serve.PONG_SECONDS"):
         monkeypatch.setattr(f"stream.{name}", 0.7)
     async with serving() as client, calm_viewer(client, caplog):
         sockets = {name: [raw(client) for _ in range(8)] for name in HALF_OPEN}

@@ -1,5 +1,6 @@
 """stream/__main__.py: what the command line says to its users, and that Ctrl-C leaves nothing behind."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -23,6 +24,10 @@ from stream.protocol import IceServer
 from stream.webrtc import Media
 
 
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+
 def all_gone(server, seconds=1.0):
     end = time.monotonic() + seconds
     while server.children() and time.monotonic() < end:
@@ -38,15 +43,16 @@ def test_one_signal_ends_a_server_with_a_viewer_within_two_seconds_without_a_wor
     one = server()
     url = re.search(r"http://\S+", one.line())[0]
     assert one.line().startswith(f"Ready: {url}")
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    before = shared_memory()
     with connect(url.replace("http", "ws") + "/ws") as page:
         page.send('{"type": "hello", "version": 1, "prompt": "red"}')
         assert '"welcome"' in page.recv(timeout=5)
         assert one.end(number) == ""
-        assert "closing" in [*page][-1]
+        last = json.loads([*page][-1])
+        assert last["type"] == "ended" and "closing" in last["reason"] and "keeps no worlds" in last["reason"]
     assert one.process.returncode == 0
     assert all_gone(one)
-    assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()) <= before
+    assert shared_memory() <= before
 
 
 def test_sigterm_parks_a_world_as_it_is_for_the_next_server_within_five_seconds(server, tmp_path):
@@ -86,14 +92,31 @@ def test_ctrl_c_ends_a_server_whose_engine_still_loads(server):
     assert all_gone(one)
 
 
-def test_the_engine_goes_when_the_server_is_killed(server):
+@contextlib.contextmanager
+def page_of(url, prompt):
+    """A page whose world has begun."""
+    from websockets.sync.client import connect
+
+    with connect(url.replace("http", "ws") + "/ws") as page:
+        page.send(json.dumps({"type": "hello", "version": 1, "prompt": prompt}))
+        while '"live"' not in page.recv(timeout=5):
+            pass
+        yield page
+
+
+@pytest.mark.parametrize("prompt", ["red", "hang", "seize"])
+def test_the_engine_goes_when_the_server_is_killed_whatever_it_does(server, prompt):
+    before = shared_memory()
     one = server()
+    url = re.search(r"http://\S+", one.line())[0]
     one.line()
-    one.line()
-    assert one.children()
-    os.kill(one.process.pid, signal.SIGKILL)
-    one.process.wait()
-    assert all_gone(one, seconds=3)
+    with page_of(url, prompt):
+        time.sleep(0.3)
+        assert one.children()
+        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+        assert all_gone(one, seconds=3)
+    assert shared_memory() <= before
 
 
 def test_an_engine_that_cannot_be_built_ends_the_server_with_its_sentence(server):
