@@ -6,7 +6,8 @@ milliseconds until requestVideoFrameCallback, without and with the playout-delay
 
 `python -m benchmarks.picture --link` sends a texture that needs 590 kbit/s (320x192) over a link that is free for 8 s,
 takes 250 kbit/s with 0.3 s of queue for 18 s, and is free again. The numbers are frames/s shown while it is narrow,
-how long the picture stood still, in all and at most at once, and how long it takes until the link is trusted with the full rate again.
+how long the picture stood still, in all and at most at once, and how long it takes until the link is trusted with the
+full rate again.
 
 Everything runs on one machine, so the absolute times are the machine's.
 """
