@@ -6,6 +6,7 @@
 import argparse
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -110,10 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--line", type=int, default=stream.hub.MAX_WAITING, help="sessions in line (default: the limit)"
     )
+    parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
     options = parser.parse_args(argv)
     stream.hub.MAX_WAITING = options.line
     with listening("127.0.0.1", 0) as listener:
-        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots})
+        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, sessions=options.sessions)
 
 
 if __name__ == "__main__":

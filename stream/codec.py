@@ -112,6 +112,10 @@ class LiveEncoder(Encoder):
         packet.pts, packet.time_base = pts, time_base
         return self._packer.pack(packet)
 
+    def close(self) -> None:
+        """Give the codec's memory back, which Python does not see; no frame comes any more."""
+        self._context = None
+
     def pack(self, packet: av.Packet) -> tuple[list[bytes], int]:
         """RTP payloads of a frame that is encoded already."""
         return self._packer.pack(packet)

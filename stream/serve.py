@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import resource
 import signal
@@ -93,6 +94,7 @@ def serve(
         stop.set()
 
     def say_ready(ready: Any) -> None:
+        _leave_alone_what_stays()
         _say_ready(address, ready.world, media)
 
     service = Service(factory, options, media=media, on_ready=say_ready, on_failure=fail, prompts=prompts, **settings)
@@ -109,6 +111,13 @@ def _allow_many_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _leave_alone_what_stays() -> None:
+    """Let Python's collector look at what comes and goes only: pictures wait while it looks at all that was imported,
+    and because that takes long it comes seldom, which leaves what viewers had lying about."""
+    gc.collect()
+    gc.freeze()
 
 
 def _address(listener: socket.socket, is_tls: bool) -> str:

@@ -24,7 +24,7 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.mediastreams import MediaStreamError, VideoStreamTrack
-from aiortc.sdp import SessionDescription, candidate_from_sdp
+from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
 
 from stream import ice, playout, resend
 from stream.codec import MAX_BITRATE, MIN_BITRATE, LiveEncoder
@@ -151,7 +151,7 @@ def check_offer(sdp: str) -> str:
     if offer is None or not offer.media:
         raise ValueError("the body is not an SDP offer: send what RTCPeerConnection.createOffer() gives")
     _check_media(offer)
-    if any(not (media.ice.usernameFragment and media.ice.password and media.dtls) for media in offer.media):
+    if not all(media.ice.usernameFragment and media.ice.password and _has_dtls(media) for media in offer.media):
         raise ValueError("the SDP offer lacks its ICE or DTLS lines: send what RTCPeerConnection.createOffer() gives")
     videos = [media for media in offer.media if media.kind == "video" and media.port]
     if len(videos) != 1 or videos[0].direction not in ("recvonly", "sendrecv"):
@@ -161,6 +161,10 @@ def check_offer(sdp: str) -> str:
     if sum(len(media.ice_candidates) for media in offer.media) > MAX_CANDIDATES:
         raise ValueError(f"the SDP offer has more than {MAX_CANDIDATES} candidates")
     return _LINES_TO_DROP.sub("", sdp)
+
+
+def _has_dtls(media: MediaDescription) -> bool:
+    return media.dtls is not None and bool(media.dtls.fingerprints)
 
 
 def _check_media(offer: SessionDescription) -> None:
@@ -219,9 +223,11 @@ class Peer:
         # Without a list aiortc would ask a public STUN server.
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection.on("connectionstatechange", self._on_state)
+        _connect_quietly(self._connection)
         self._feed, self._fps, self._gone = feed, fps, gone
         self._sender: RTCRtpSender | None = None
         self._track: Track | None = None
+        self._encoder: LiveEncoder | None = None
         self._rate = Rate(self._media.min_bitrate, self._media.max_bitrate)
         self._delay = playout.PlayoutDelay(self._media.playout_delay) if self._media.playout_delay else None
         self._ufrags: set[str] = set()
@@ -249,7 +255,8 @@ class Peer:
         self._sender = transceiver.sender
         # The track comes only now: an earlier peer of this viewer shows its picture until here.
         self._track = Track(self._feed)
-        _fit(self._sender, self._track, LiveEncoder(_first_codec(answer), self._fps, self._rate))
+        self._encoder = LiveEncoder(_first_codec(answer), self._fps, self._rate)
+        _fit(self._sender, self._track, self._encoder)
         resend.fit(self._sender, self._rate)
         return answer
 
@@ -340,6 +347,8 @@ class Peer:
         try:
             await _end(self._connection)
         finally:
+            if self._encoder:
+                self._encoder.close()
             self._gone()
 
     async def _on_state(self) -> None:
@@ -358,6 +367,21 @@ async def _or_refuse(step: Awaitable[None]) -> None:
     except Exception as error:  # aiortc raises what the odd line leads to, of many types
         log.info("an offer was refused: %r", error)
         raise ValueError("the SDP offer cannot be answered: send what RTCPeerConnection.createOffer() gives") from None
+
+
+def _connect_quietly(connection: RTCPeerConnection) -> None:
+    """Let no failure to connect, such as that of an end in the middle of it, be a traceback in the log: what does not
+    connect in time is closed."""
+    connect = getattr(connection, "_RTCPeerConnection__connect", None)
+    assert connect is not None, "aiortc has changed: it connects in another way"
+
+    async def connect_or_say() -> None:
+        try:
+            await connect()
+        except Exception as error:  # aiortc's assertions, and what the odd line leads to
+            log.info("an offer did not connect: %r", error)
+
+    connection._RTCPeerConnection__connect = connect_or_say
 
 
 async def _end(connection: RTCPeerConnection) -> None:
