@@ -241,7 +241,7 @@ def check_keys(keys: frozenset[str]) -> None:
     """Raise ValueError naming the keys that do not exist and those that do."""
     unknown = sorted(str(key) for key in set(keys) - KEYS)
     if unknown:
-        raise ValueError(f"no such key: {', '.join(unknown)}; the keys are {' '.join(sorted(KEYS))}")
+        raise ValueError(f"no such key: {', '.join(unknown)[:60]}; the keys are {' '.join(sorted(KEYS))}")
 
 
 def parse_keys(walk: str) -> tuple[frozenset[str], ...]:
