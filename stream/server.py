@@ -5,6 +5,8 @@ Sockets end here: what they mean is the hub's, how the picture travels is webrtc
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import importlib.resources
 import logging
 import tempfile
@@ -45,7 +47,7 @@ DRAIN_SECONDS = 2.0
 """So long the end of the server waits for the engine to say what the live sessions are."""
 CLOSING = "The server is closing."
 NOT_KEPT = "It keeps no worlds, so this one is over."
-TICK_SECONDS = 0.25
+TICK_SECONDS, TIDY_SECONDS = 0.25, 5.0
 _KINDS = {
     ".html": "text/html",
     ".css": "text/css",
@@ -117,14 +119,14 @@ class Service:
         self._counted: dict[str, str | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.ready = False
+        self.ready = self._untidy = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the engine and the clock; at the end leave no peer, no process and no task."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        ticking = [self._keep(self._tick()), self._keep(self._watch_peers())]
+        ticking = [self._keep(work) for work in (self._tick(), self._watch_peers(), self._tidy())]
         try:
             yield
         finally:
@@ -206,6 +208,7 @@ class Service:
         return self._peers.get(peer_id, (None, None))[0]
 
     def _gone(self, peer_id: str) -> None:
+        self._untidy = True
         peer, viewer = self._peers.pop(peer_id, (None, None))
         self.doors.give_back(self._counted.pop(peer_id, None))
         if peer and viewer and peer.ends_viewer:
@@ -242,6 +245,15 @@ class Service:
                 if await peer.is_lost():
                     self._keep(peer.close())
 
+    async def _tidy(self) -> None:
+        """Give the memory of viewers who have left back to the system, which the C library would keep for others."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            if self._untidy:
+                self._untidy = False
+                gc.collect()  # quick where what stays is left alone, as stream/serve.py does
+                await asyncio.to_thread(_trim)
+
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
         task = asyncio.ensure_future(coroutine)
@@ -253,6 +265,11 @@ class Service:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a task of the server failed", exc_info=error)
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection:
