@@ -5,9 +5,10 @@ it waits for its viewer as one whose connection broke: for 10 s, and as long as 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from stream import protocol
 from stream.archive import Archive
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
+from stream.pictures import MAX_PICTURE_BYTES, Busy, Pictures, name_of
 from stream.session import Session, State
-from stream.viewer import Viewer
+from stream.viewer import PICTURES_A_SECOND, Viewer
 from stream.worker import first_frame
 
 MAX_BODY_BYTES = 16 * 1024
@@ -29,7 +31,7 @@ MAX_FILE_BYTES = 96 * 2**20
 MAX_CHUNKS = 200_000
 """More a session that is put here must not have had: to know what its prompts did, they are counted through."""
 FILE_SECONDS = 20.0
-JSON, FILE = "application/json", "application/octet-stream"
+JSON, FILE, IMAGE = "application/json", "application/octet-stream", "image/*"
 UNKNOWN = "there is no such session: it has ended, or the token is not the one that it was made with"
 
 
@@ -67,6 +69,12 @@ class Created(Described):
     token: str
 
 
+class Picture(protocol.Message):
+    """A picture that was taken; `image` is its name in the message `restart` of /ws, which begins with it."""
+
+    image: str
+
+
 class Preset(protocol.Message):
     """A world that is served: sizes in pixels, rates in frames a second, `slots` live sessions at most."""
 
@@ -85,7 +93,7 @@ class Problem(protocol.Message):
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 503)
+    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 429, 503)
 }
 
 
@@ -93,7 +101,7 @@ def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
     """The routes under /api."""
     router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors)
     add = router.add_api_route
-    one, file = "/sessions/{session}", "/sessions/{session}/file"
+    one, file, image = "/sessions/{session}", "/sessions/{session}/file", "/sessions/{session}/image"
     created = {"status_code": 201, "response_model": Created}
     add("/presets", api.presets, methods=["GET"], response_model=list[Preset])
     add("/sessions", api.create, methods=["POST"], openapi_extra=_body_of(JSON, Create.model_json_schema()), **created)
@@ -101,6 +109,13 @@ def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
     add(one, api.read, methods=["GET"], response_model=Described, openapi_extra=_SECURED)
     add(one, api.delete, methods=["DELETE"], status_code=204, openapi_extra=_SECURED)
     add(file, api.download, methods=["GET"], response_class=Response, openapi_extra=_SECURED)
+    add(
+        image,
+        api.take_picture,
+        methods=["PUT"],
+        response_model=Picture,
+        openapi_extra=_SECURED | _body_of(IMAGE, _BINARY),
+    )
     return router
 
 
@@ -124,6 +139,7 @@ class _Api:
 
     def __init__(self, hub: Hub, archive: Archive, doors: Doors) -> None:
         self._hub, self._archive, self._doors = hub, archive, doors
+        self._pictures, self._sending = Pictures(), set[str]()
 
     async def presets(self) -> list[Preset]:
         """The worlds that are served here."""
@@ -175,7 +191,39 @@ class _Api:
         name = f'attachment; filename="{session}.session"'
         return Response(await asyncio.to_thread(_bytes, data), headers={"Content-Disposition": name}, media_type=FILE)
 
+    async def take_picture(self, session: str, request: Request) -> Picture:
+        """Send a picture for the session's world to begin with; until a `restart` says so, all stays as it is."""
+        viewer = await self._find(session, request)
+        if not isinstance(viewer, Viewer):
+            raise HTTPException(409, "the session is parked: come back to it first")
+        _check_is_image(request)
+        world = self._world()
+        if world.image == "none":
+            raise HTTPException(409, f"the preset {world.preset} takes no picture, only a prompt")
+        with self._one_picture(viewer), tempfile.TemporaryFile(prefix="chunkcast-") as file:
+            await _save(request, file.write, UPLOAD_SECONDS, MAX_PICTURE_BYTES)
+            file.seek(0)
+            try:
+                viewer.picture = await self._pictures.fit(file, world.height, world.width)
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
+            except Busy as error:
+                raise HTTPException(503, str(error), {"Retry-After": "10"}) from None
+        return Picture(image=name_of(viewer.picture))
+
     # Inside.
+
+    @contextlib.contextmanager
+    def _one_picture(self, viewer: Viewer) -> Iterator[None]:
+        """A viewer sends one picture at a time, and few: each costs the disk and a process."""
+        if viewer.session.token in self._sending or not viewer.pictures.take():
+            reason = f"a picture every {1 / PICTURES_A_SECOND:.0f} seconds is taken, one at a time: wait a moment"
+            raise HTTPException(429, reason, {"Retry-After": str(round(1 / PICTURES_A_SECOND))})
+        self._sending.add(viewer.session.token)
+        try:
+            yield
+        finally:
+            self._sending.discard(viewer.session.token)
 
     def _check_access(self, request: Request) -> None:
         """Who makes a session needs the server's token, where it has one; from then on the session's own."""
@@ -240,6 +288,13 @@ def _check_type(request: Request, wanted: str) -> None:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != wanted:
         raise HTTPException(415, f"the body's Content-Type is {given[:80]!r}; it must be {wanted}")
+
+
+def _check_is_image(request: Request) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not given.startswith("image/"):
+        reason = f"the body's Content-Type is {given[:80]!r}; it must be that of a picture, such as image/jpeg"
+        raise HTTPException(415, reason)
 
 
 async def _save(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int = MAX_FILE_BYTES) -> None:

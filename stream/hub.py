@@ -20,6 +20,7 @@ from stream import protocol, worker
 from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced, Pacer
+from stream.pictures import name_of
 from stream.session import Bucket, Line, Session, State, new_token
 from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
 
@@ -43,6 +44,7 @@ STATS_SECONDS = 1.0
 LOADING = "The world is being made ready."
 FULL = "All places in this world are taken."
 DIED = "The world's engine stopped and is starting again."
+LACKS_PICTURE = "This world begins with a picture: send one."
 TURN_OVER = "Your turn is over, for others wait; your world goes on when it is your turn again."
 
 
@@ -328,7 +330,7 @@ class Hub:
 
     @property
     def _others_wait(self) -> bool:
-        return any(session.lost_at is None for session in self._line.waiting)
+        return any(session.lost_at is None and not self._lacks_picture(session) for session in self._line.waiting)
 
     def _end_turn(self, viewer: Viewer) -> None:
         self._stop(viewer, keep=True)
@@ -432,7 +434,8 @@ class Hub:
                 height=world.height,
                 fps=world.fps,
                 chunk_frames=world.chunk_frames,
-                keys=tuple(sorted(KEYS)),
+                keys=tuple(sorted(KEYS)) if world.camera else (),
+                image=world.image,
                 ice_servers=self.ice_servers,
                 seq=session.sequence or None,
             )
@@ -454,11 +457,18 @@ class Hub:
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""
-        return self._closing is None and not any(self._viewers[live.token].on_probation for live in self._line.live)
+        if self._closing is not None or self._lacks_picture(session):
+            return False
+        return not any(self._viewers[live.token].on_probation for live in self._line.live)
+
+    def _lacks_picture(self, session: Session) -> bool:
+        needs = self.world is not None and self.world.image == "required"
+        return needs and session.image is None and session.data is None
 
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
         wait = self._wait(place)
         reason = viewer.why if viewer.why and self._reason not in (DIED, LOADING) else self._reason
+        reason = LACKS_PICTURE if self._lacks_picture(viewer.session) else reason
         news = (place, waiting, reason, wait)
         if viewer.told == news:
             return
@@ -535,7 +545,7 @@ class Hub:
         session = viewer.session
         if snapped.data is not None and not viewer.placing:
             session.data = snapped.data
-            size = snapped.data.latents.nbytes + snapped.data.first.nbytes
+            size = snapped.data.latents.nbytes + snapped.data.first.nbytes + len(snapped.data.spec.image or b"")
             viewer.keep_every = max(KEEP_SECONDS, size / KEEP_BYTES_A_SECOND)
         if snapped.ticket < viewer.ticket:
             return
@@ -557,6 +567,7 @@ class Hub:
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session
+        session.image = self._picture_for(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
         session.prompt = message.prompt or session.prompt
@@ -567,6 +578,20 @@ class Hub:
             self._begin(viewer)
         else:
             self._advance()
+
+    def _picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
+        """What the restarted world begins with. ProtocolError, with all as it was, for a picture that is not there."""
+        if message.image is None:
+            return viewer.session.image
+        if message.image == protocol.NO_PICTURE:
+            if self.world is not None and self.world.image == "required":
+                raise protocol.ProtocolError("this world cannot begin without a picture: send one", message.seq)
+            return None
+        for picture in (viewer.picture, viewer.session.image):
+            if picture is not None and name_of(picture) == message.image:
+                return picture
+        reason = "there is no such picture: PUT it to /api/sessions/{session}/image first; the newest one is kept"
+        raise protocol.ProtocolError(reason, message.seq)
 
     def _rewind(self, viewer: Viewer, message: protocol.Rewind) -> None:
         session, chunk = viewer.session, message.chunk

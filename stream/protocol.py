@@ -57,6 +57,8 @@ Sequence = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Version = Annotated[int, Field(strict=True)]
 Token = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_whole_characters)]
+Picture = Annotated[str, StringConstraints(strict=True, pattern=r"^(none|[0-9a-f]{16})$")]
+NO_PICTURE = "none"
 
 
 class ProtocolError(ValueError):
@@ -142,13 +144,17 @@ class Shown(ClientMessage):
 
 
 class Restart(_WithPrompt):
-    """Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt)."""
+    """Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
+
+    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
+    """
 
     example = '{"type": "restart", "seq": 5, "seed": 7, "prompt": "a desert at noon"}'
     type: Literal["restart"] = "restart"
     seq: Sequence
     seed: Seed | None = None
     prompt: Text | None = None
+    image: Picture | None = None
 
 
 class Rewind(ClientMessage):
@@ -201,7 +207,8 @@ class IceServer(Message):
 class Welcome(Message):
     """What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
 
-    `seq` is the newest number of the session so far: the page counts on from there.
+    `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
+    no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
     """
 
     type: Literal["welcome"] = "welcome"
@@ -214,6 +221,7 @@ class Welcome(Message):
     fps: int
     chunk_frames: int
     keys: tuple[str, ...]
+    image: str
     ice_servers: tuple[IceServer, ...]
     seq: int | None = None
 

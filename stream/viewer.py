@@ -12,6 +12,8 @@ from stream.session import Bucket, Session
 
 REWINDS_A_SECOND, REWINDS_AT_ONCE = 0.2, 3
 """A rewind writes a session's memory anew, and all others wait for it."""
+PICTURES_A_SECOND, PICTURES_AT_ONCE = 0.1, 3
+"""A picture costs a process that decodes it."""
 
 
 class Keeper(Protocol):
@@ -50,7 +52,8 @@ class Viewer:
     was asked whether anyone is there. `granted` and `next_frame` are video frames: up to where the engine may go, and
     which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
-    `watched` is when a frame last left; `wanted` are those who asked for what the session is.
+    `watched` is when a frame last left; `wanted` are those who asked for what the session is. `picture` is the one that
+    was sent last, ready to begin with.
     """
 
     session: Session
@@ -82,6 +85,8 @@ class Viewer:
     watched: float = float("-inf")
     wanted: list[Callable[[Data | None], None]] = field(default_factory=list)
     rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
+    pictures: Bucket = field(default_factory=lambda: Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE))
+    picture: bytes | None = None
 
     def hand_over(self) -> None:
         """Give what the session was when last kept to all who asked for it."""

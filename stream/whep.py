@@ -207,6 +207,9 @@ class _Sessions:
         self._host.doors.check_token(bearer(request.headers.get("authorization")))
         prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), _seed(request.query_params.get("seed"))
         check_prompt(prompt)
+        if hub.world is not None and hub.world.image == "required":
+            reason = "this world begins with a picture: send one for a session of /ws, and play that by its token"
+            raise Refusal(409, reason)
         if not hub.has_room or hub.world is None:
             reason = "the world is full" if self._host.ready else "the world is being made ready"
             raise Refusal(503, f"{reason}: try again in a moment", {"Retry-After": str(RETRY_SECONDS)})

@@ -92,6 +92,7 @@ class Script:
             fps=16,
             chunk_frames=4,
             keys=list("adijklsw"),
+            image="optional",
             ice_servers=[],
         )
 

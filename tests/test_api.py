@@ -178,6 +178,7 @@ async def test_the_document_describes_the_api_and_the_presets_what_is_served(cli
         "/api/sessions/file",
         "/api/sessions/{session}",
         "/api/sessions/{session}/file",
+        "/api/sessions/{session}/image",
     }
     assert document["paths"]["/api/sessions/{session}"]["get"]["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"

@@ -63,9 +63,9 @@ async def hear(page, kind, seconds=10):
 
 
 @contextlib.asynccontextmanager
-async def serving(**options):
-    """A client of a service with the fake engine; `options` are the Service's."""
-    service = Service("fake_engine:build", {}, **options)
+async def serving(engine=None, **options):
+    """A client of a service with the fake engine and its options; the other `options` are the Service's."""
+    service = Service("fake_engine:build", engine or {}, **options)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         settings = {"ws": "auto", "http": Impatient, "log_level": "error", "timeout_graceful_shutdown": 1}

@@ -40,10 +40,11 @@ export function shown({ seq, ms }) {
 }
 
 /**
- * Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt).
+ * Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
+ * `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
  */
-export function restart({ seq, seed, prompt }) {
-  return JSON.stringify({ type: "restart", seq, seed, prompt });
+export function restart({ seq, seed, prompt, image }) {
+  return JSON.stringify({ type: "restart", seq, seed, prompt, image });
 }
 
 /**
@@ -88,8 +89,9 @@ export function leave() {
 
 /**
  * What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
- * `seq` is the newest number of the session so far: the page counts on from there.
- * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], ice_servers: IceServer[], seq: number|null }} Welcome
+ * `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
+ * no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
+ * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null }} Welcome
  */
 
 /**
@@ -152,7 +154,7 @@ export function leave() {
  */
 
 const FIELDS = {
-  welcome: ["version", "session", "token", "preset", "width", "height", "fps", "chunk_frames", "keys", "ice_servers"],
+  welcome: ["version", "session", "token", "preset", "width", "height", "fps", "chunk_frames", "keys", "image", "ice_servers"],
   queued: ["place", "waiting", "reason"],
   live: ["slot", "seed", "prompt"],
   received: ["seq"],
