@@ -530,7 +530,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _picture(path: Path) -> bytes:
-    from stream.pictures import MAX_PICTURE_BYTES
+    from stream.protocol import MAX_PICTURE_BYTES
 
     try:
         size = path.stat().st_size

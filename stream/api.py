@@ -21,7 +21,7 @@ from stream import protocol
 from stream.archive import Archive
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
-from stream.pictures import MAX_PICTURE_BYTES, Busy, Pictures, name_of
+from stream.pictures import Busy, Pictures, name_of
 from stream.session import Session, State
 from stream.viewer import PICTURES_A_SECOND, Viewer
 from stream.worker import first_frame
@@ -201,7 +201,7 @@ class _Api:
         if world.image == "none":
             raise HTTPException(409, f"the preset {world.preset} takes no picture, only a prompt")
         with self._one_picture(viewer), tempfile.TemporaryFile(prefix="chunkcast-") as file:
-            await _save(request, file.write, UPLOAD_SECONDS, MAX_PICTURE_BYTES)
+            await _save(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
             file.seek(0)
             try:
                 viewer.picture = await self._pictures.fit(file, world.height, world.width)

@@ -156,6 +156,8 @@ class Hub:
         self._welcome(viewer)
         if session.state is State.LIVE:
             self._tell_live(viewer)
+            if viewer.paused:
+                self._tell_paused(viewer, session.sequence)
         self._advance()
 
     def lose(self, viewer: Viewer, hear: Hear) -> None:
@@ -468,14 +470,22 @@ class Hub:
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
         wait = self._wait(place)
         reason = viewer.why if viewer.why and self._reason not in (DIED, LOADING) else self._reason
-        reason = LACKS_PICTURE if self._lacks_picture(viewer.session) else reason
+        lacks = self._lacks_picture(viewer.session) or None
+        reason = LACKS_PICTURE if lacks else reason
         news = (place, waiting, reason, wait)
         if viewer.told == news:
             return
         viewer.told = news
         restoring = True if viewer.session.data is not None or viewer.live_since else None
         viewer.hear(
-            protocol.Queued(place=place, waiting=waiting, reason=reason, wait_seconds=wait, restoring=restoring)
+            protocol.Queued(
+                place=place,
+                waiting=waiting,
+                reason=reason,
+                wait_seconds=wait,
+                restoring=restoring,
+                needs_picture=lacks,
+            )
         )
 
     def _wait(self, place: int) -> int | None:
@@ -635,10 +645,13 @@ class Hub:
         viewer.session.sequence = max(viewer.session.sequence, seq)
         viewer.paused = paused
         if paused:
-            viewer.hear(protocol.Paused(seq=seq, chunk=self._chunk_from(viewer.granted)))
+            self._tell_paused(viewer, seq)
         else:
             self._steer(viewer, Control(viewer.session.sequence, viewer.session.held))
             self._grant(viewer)
+
+    def _tell_paused(self, viewer: Viewer, seq: int) -> None:
+        viewer.hear(protocol.Paused(seq=seq, chunk=self._chunk_from(viewer.granted)))
 
     def _chunk_from(self, frame: int) -> int:
         """The first chunk that begins at `frame` or later."""
@@ -686,6 +699,7 @@ class Hub:
                 dropped=viewer.pacer.dropped,
                 late=viewer.pacer.late,
                 chunk=viewer.made,
+                turn_seconds=self._fairness.left(now - viewer.live_since) if self._others_wait else None,
             )
             viewer.hear(stats)
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import IO
 
-MAX_PICTURE_BYTES = 16 * 2**20
 FIT_SECONDS = 20.0
 PATIENCE_SECONDS = 30.0
 """So long a picture waits for those before it."""

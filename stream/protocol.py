@@ -36,6 +36,7 @@ from pipeline.chunk import KEYS, MAX_PROMPT_CHARACTERS, check_keys, check_prompt
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024
+MAX_PICTURE_BYTES = 16 * 2**20
 MAX_SEED = 2**53 - 1
 """The greatest whole number that JavaScript holds exactly."""
 
@@ -229,7 +230,8 @@ class Welcome(Message):
 class Queued(Message):
     """Not live now: `place` in line counts from 1, of `waiting` in all; `reason` says why.
 
-    `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on.
+    `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on;
+    `needs_picture` that it waits for the viewer's picture, which others need not wait for.
     """
 
     type: Literal["queued"] = "queued"
@@ -238,6 +240,7 @@ class Queued(Message):
     reason: str
     wait_seconds: int | None = None
     restoring: bool | None = None
+    needs_picture: bool | None = None
 
 
 class Live(Message):
@@ -270,7 +273,10 @@ class Applied(Message):
 
 
 class Paused(Message):
-    """Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`."""
+    """Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`.
+
+    Who comes back to a world that stands hears it again.
+    """
 
     type: Literal["paused"] = "paused"
     seq: int
@@ -306,7 +312,8 @@ class Scene(Message):
 class Stats(Message):
     """About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped.
 
-    `chunk` is how many chunks the world has.
+    `chunk` is how many chunks the world has; `turn_seconds` what is left of the viewer's turn, where turns are limited
+    and others wait.
     """
 
     type: Literal["stats"] = "stats"
@@ -318,6 +325,7 @@ class Stats(Message):
     dropped: int
     late: int
     chunk: int | None = None
+    turn_seconds: int | None = None
 
 
 class Ended(Message):
@@ -402,6 +410,7 @@ export const VERSION = {version};
 export const KEYS = {keys};
 export const MAX_PROMPT_CHARACTERS = {prompt};
 export const MAX_SEED = {seed};
+export const MAX_PICTURE_BYTES = {picture};
 
 /** Held keys must be sent again within this many milliseconds, or the server releases them. */
 export const KEYS_HELD_MS = {held};
@@ -433,6 +442,7 @@ def javascript() -> str:
         keys=json.dumps(sorted(KEYS)),
         prompt=MAX_PROMPT_CHARACTERS,
         seed=MAX_SEED,
+        picture=MAX_PICTURE_BYTES,
         held=round(1000 * KEYS_HELD_SECONDS),
     )
     writers = [_writer(model) for model in _CLIENT.values()]

@@ -12,7 +12,7 @@ from test_client import frames_of, url
 from test_server import hear, say, serving, watch
 from test_webrtc import Player
 
-from stream import pictures
+from stream import pictures, protocol
 from stream.client import Wish
 from stream.client import watch as watch_with_client
 from stream.pictures import Pictures
@@ -82,7 +82,7 @@ async def test_what_is_no_picture_is_said_to_be_none_and_the_world_goes_on(monke
                 (encoded()[:300], "image/jpeg"),
                 (b"%!PS-Adobe-3.0 EPSF-3.0", "image/png"),
                 (encoded(), "text/plain"),
-                (b" " * (pictures.MAX_PICTURE_BYTES + 1), "image/png"),
+                (b" " * (protocol.MAX_PICTURE_BYTES + 1), "image/png"),
                 (encoded(), "image/jpeg"),
             )
         ]

@@ -2,6 +2,7 @@
 
 const GATHERING_MS = 300;
 const STALL_MS = 8000;
+const BROKEN_MS = 1500;
 
 export class Media {
   #video;
@@ -9,6 +10,7 @@ export class Media {
   #peer = null;
   #resource = null;
   #stall = 0;
+  #rests = false;
 
   /**
    * @param {HTMLVideoElement} video
@@ -27,6 +29,12 @@ export class Media {
     document.addEventListener("visibilitychange", () => this.#watch()); // a hidden page shows no frames: no stall
   }
 
+  /** A world that is paused shows no frames, and that is no stall. */
+  set rests(rests) {
+    this.#rests = rests;
+    this.#watch();
+  }
+
   get running() {
     return this.#peer !== null;
   }
@@ -39,9 +47,7 @@ export class Media {
     this.stop();
     const peer = new RTCPeerConnection({ iceServers });
     this.#peer = peer;
-    peer.onconnectionstatechange = () => {
-      if (peer === this.#peer && peer.connectionState === "failed") this.#lose("No way was found for the picture.");
-    };
+    peer.onconnectionstatechange = () => this.#changed(peer);
     peer.ontrack = ({ track }) => this.#show(track);
     const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
     if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
@@ -71,6 +77,16 @@ export class Media {
     }
   }
 
+  #changed(peer) {
+    if (peer !== this.#peer) return;
+    if (peer.connectionState === "failed") this.#lose("No way was found for the picture.");
+    if (peer.connectionState !== "disconnected") return;
+    // A change of network breaks it for good; the browser alone would hope for half a minute.
+    setTimeout(() => {
+      if (peer === this.#peer && peer.connectionState !== "connected") this.#lose("The picture's connection broke off.");
+    }, BROKEN_MS);
+  }
+
   #show(track) {
     this.#video.srcObject = new MediaStream([track]);
     this.play();
@@ -78,7 +94,7 @@ export class Media {
 
   #watch() {
     clearTimeout(this.#stall);
-    if (this.#peer === null || document.hidden || this.#video.paused) return;
+    if (this.#peer === null || this.#rests || document.hidden || this.#video.paused) return;
     this.#stall = setTimeout(() => this.#lose("The picture stood still."), STALL_MS);
   }
 
