@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=_train)
     _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
-    commands.add_parser("presets", help="list the models").set_defaults(run=_presets)
+    presets = commands.add_parser("presets", help="list the models")
+    presets.add_argument("--json", action="store_true", help="as data, with whether this machine could run them")
+    presets.set_defaults(run=_presets)
     _add_doctor(commands.add_parser("doctor", help="say what is there, what is missing and what fits"))
     return parser
 
@@ -636,11 +638,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from pipeline.engine import GLOBAL_CONTEXT
+    import json
+
+    from pipeline.catalogue import catalogue
+    from pipeline.context import GLOBAL_CONTEXT
     from pipeline.memory import describe
     from pipeline.presets import PRESETS
 
-    print(describe(PRESETS.values(), GLOBAL_CONTEXT))
+    presets = PRESETS.values()
+    print(json.dumps(catalogue(presets)) if options.json else describe(presets, GLOBAL_CONTEXT))
     return 0
 
 

@@ -19,6 +19,7 @@ from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
 from stream import protocol
 from stream.archive import Archive
+from stream.catalogue import Catalogue
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
 from stream.pictures import Busy, Pictures, name_of
@@ -76,14 +77,26 @@ class Picture(protocol.Message):
 
 
 class Preset(protocol.Message):
-    """A world that is served: sizes in pixels, rates in frames a second, `slots` live sessions at most."""
+    """A model: sizes in pixels, rates in frames a second.
+
+    `image` says whether its worlds begin with a picture: "none", "optional" or "required"; `camera` whether keys move
+    them. One is `served`, with so many `slots`; `can_serve` says whether a server on this machine could serve it, and
+    `why` not. `memory_bytes` is what one live session takes of a GPU.
+    """
 
     name: str
+    summary: str
     width: int
     height: int
     fps: int
     chunk_frames: int
-    slots: int
+    image: str
+    camera: bool
+    served: bool
+    can_serve: bool
+    slots: int | None = None
+    why: str | None = None
+    memory_bytes: int | None = None
 
 
 class Problem(protocol.Message):
@@ -97,9 +110,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
+def routes(hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> APIRouter:
     """The routes under /api."""
-    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors)
+    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors, catalogue)
     add = router.add_api_route
     one, file, image = "/sessions/{session}", "/sessions/{session}/file", "/sessions/{session}/image"
     created = {"status_code": 201, "response_model": Created}
@@ -137,15 +150,19 @@ def _body_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
 class _Api:
     """What the requests do. A refusal is an HTTPException with a sentence."""
 
-    def __init__(self, hub: Hub, archive: Archive, doors: Doors) -> None:
-        self._hub, self._archive, self._doors = hub, archive, doors
+    def __init__(self, hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> None:
+        self._hub, self._archive, self._doors, self._catalogue = hub, archive, doors, catalogue
         self._pictures, self._sending = Pictures(), set[str]()
 
     async def presets(self) -> list[Preset]:
-        """The worlds that are served here."""
+        """All presets that there are, the one that is served here first. The first answer takes some seconds."""
         world = self._world()
-        size = {"width": world.width, "height": world.height, "fps": world.fps}
-        return [Preset(name=world.preset, chunk_frames=world.chunk_frames, slots=world.slots, **size)]
+        try:
+            known = {one["name"]: one for one in await self._catalogue.read()}
+        except OSError as error:
+            raise HTTPException(503, str(error), {"Retry-After": "60"}) from None
+        served = known.pop(world.preset, {"summary": ""}) | _described(world)
+        return [Preset(**served), *(Preset(**one, served=False) for one in known.values())]
 
     async def create(self, request: Request, response: Response) -> Created:
         """Make a session; it is live at once or in line."""
@@ -274,6 +291,13 @@ class _Api:
             return await asyncio.wait_for(got, FILE_SECONDS)
         except TimeoutError:
             raise HTTPException(503, "the engine is busy: try again in a moment", {"Retry-After": "5"}) from None
+
+
+def _described(world: World) -> dict[str, Any]:
+    """A world that is served, as a Preset."""
+    names = ("width", "height", "fps", "chunk_frames", "image", "camera", "slots")
+    facts = {name: getattr(world, name) for name in names}
+    return {"name": world.preset, "served": True, "can_serve": True, "why": None, **facts}
 
 
 def _token(request: Request) -> str:

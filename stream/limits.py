@@ -44,6 +44,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("session file", "api.MAX_FILE_BYTES", "bytes", "413"),
         ("chunks that a session file's world had", "api.MAX_CHUNKS", "", "400"),
         ("wait for a session's file from the engine", "api.FILE_SECONDS", "s", "503"),
+        ("first answer of GET /api/presets", "catalogue.CATALOGUE_SECONDS", "s", "503"),
         ("picture to begin with", "protocol.MAX_PICTURE_BYTES", "bytes", "413"),
         ("its width times its height", "pipeline.picture.MAX_IMAGE_PIXELS", "pixels", "400"),
         ("time for decoding it", "pictures.FIT_SECONDS", "s", "400"),

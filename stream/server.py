@@ -19,6 +19,7 @@ from fastapi.responses import PlainTextResponse
 
 from stream import api, protocol, whep, worker
 from stream.archive import Archive
+from stream.catalogue import Catalogue
 from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
 from stream.hub import Hub
@@ -84,7 +85,7 @@ class Service:
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
     may play them besides our own, `doors` who may come in. `fairness` is the hub's. Parked sessions lie in the folder
     `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the
-    event loop when the engine is ready for the first time and when it will never be.
+    event loop when the engine is ready for the first time and when it will never be. `catalogue` knows the presets.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class Service:
         fairness: Fairness | None = None,
         sessions: Path | None = None,
         doors: Doors | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread)
         self._media, self.allowed_origins = media or Media(), allowed_origins
@@ -386,7 +389,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
-    router = api.routes(service.hub, service.archive, service.doors)
+    router = api.routes(service.hub, service.archive, service.doors, service.catalogue)
     app.include_router(router)
 
     @app.websocket("/ws")

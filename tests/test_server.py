@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 
 import httpx
 import pytest
@@ -13,9 +14,14 @@ import uvicorn
 import websockets
 from test_webrtc import Player
 
+from stream.catalogue import Catalogue
 from stream.doors import Impatient
 from stream.server import FLOOD, Service, create_app
 
+OTHERS = [
+    {"name": "large", "summary": "a large world", "width": 832, "height": 480, "fps": 16, "chunk_frames": 12}
+    | {"image": "required", "camera": True, "memory_bytes": 10**11, "can_serve": False, "why": "it is too large"}
+]
 HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
 
 
@@ -65,7 +71,8 @@ async def hear(page, kind, seconds=10):
 @contextlib.asynccontextmanager
 async def serving(engine=None, **options):
     """A client of a service with the fake engine and its options; the other `options` are the Service's."""
-    service = Service("fake_engine:build", engine or {}, **options)
+    listed = Catalogue((sys.executable, "-c", f"print({json.dumps(OTHERS)!r})"))
+    service = Service("fake_engine:build", engine or {}, **{"catalogue": listed, **options})
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         settings = {"ws": "auto", "http": Impatient, "log_level": "error", "timeout_graceful_shutdown": 1}
