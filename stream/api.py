@@ -223,8 +223,10 @@ class _Api:
             try:
                 viewer.picture = await self._pictures.fit(file, world.height, world.width)
             except ValueError as error:
+                self._hub.metrics.refuse("picture")
                 raise HTTPException(400, str(error)) from None
             except Busy as error:
+                self._hub.metrics.refuse("picture")
                 raise HTTPException(503, str(error), {"Retry-After": "10"}) from None
         return Picture(image=name_of(viewer.picture))
 
@@ -247,6 +249,7 @@ class _Api:
         try:
             self._doors.check_token(bearer(request.headers.get("authorization")))
         except NoAccess as error:
+            self._hub.metrics.refuse("token")
             raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from None
 
     def _world(self) -> World:

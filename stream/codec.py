@@ -77,7 +77,7 @@ class LiveEncoder(Encoder):
         self._context: av.VideoCodecContext | None = None
         self._count = self._opened_at = 0
         self.rate = rate or Rate(MIN_BITRATE, MAX_BITRATE)
-        self.key_frames = 0
+        self.key_frames = self.sent_bytes = 0
         self._recent = 0.0
 
     @property
@@ -132,6 +132,7 @@ class LiveEncoder(Encoder):
     def _note(self, size: int, is_key: bool) -> None:
         """Follow what is sent, in bits a second over the last second or so, key frames apart."""
         self.key_frames += is_key
+        self.sent_bytes += size
         if not is_key:
             self._recent += (8 * size * self._fps - self._recent) / self._fps
 

@@ -171,6 +171,8 @@ class Hub:
         """Do what a viewer's message says. ProtocolError for a second hello, and for what cannot be done now."""
         if not isinstance(message, protocol.Shown) and not (isinstance(message, protocol.Keys) and not message.held):
             viewer.active, viewer.asked = self._clock(), None
+        if isinstance(message, protocol.Keys | protocol.Prompt | protocol.Restart | protocol.Rewind | protocol.Unpause):
+            viewer.came(message.seq, self._clock())
         match message:
             case protocol.Keys(seq=seq, held=held):
                 self._steer(viewer, viewer.session.press(seq, frozenset(held), self._clock()))
@@ -241,7 +243,8 @@ class Hub:
     def sent(self, viewer: Viewer, paced: Paced, rtp: int | None) -> None:
         """A frame is on the network with this RTP timestamp: say so if it is the first to obey a control."""
         if paced.run == viewer.session.engine_name and paced.sequence > viewer.applied:
-            viewer.applied = paced.sequence
+            for seconds in viewer.obeyed(paced.sequence, self._clock()):
+                self.metrics.sent.observe(seconds)
             viewer.hear(protocol.Applied(seq=paced.sequence, chunk=paced.chunk, frame=paced.frame, rtp=rtp))
 
     def drain(self, reason: str, take: Callable[[Data | None], None]) -> int:
@@ -371,11 +374,14 @@ class Hub:
 
     def _check_line(self) -> None:
         if self._closing is not None:
+            self.metrics.refuse("closing")
             raise ValueError(self._closing)
         if len(self._line.waiting) >= MAX_WAITING:
+            self.metrics.refuse("line")
             raise ValueError(f"{MAX_WAITING} viewers wait already; try again later")
 
     def _open_doors(self, world: World) -> None:
+        self.metrics.restarts.inc(self.world is not None)
         self.world, self._reason = world, " ".join(filter(None, (FULL, world.limit)))
         self._line.resize(world.slots)
         self.metrics.slots.set(world.slots)
@@ -672,6 +678,7 @@ class Hub:
             viewer.on_probation = False
             self._advance()
         self.metrics.chunks.inc()
+        self.metrics.made.inc(len(chunk.frames))
         for stage, seconds in chunk.seconds.items():
             self.metrics.stage.labels(stage).observe(seconds)
         if "total" in chunk.seconds:
@@ -706,7 +713,8 @@ class Hub:
     def _count(self, viewer: Viewer) -> None:
         """Put what a pacer counted since the last time into the metrics."""
         assert viewer.pacer is not None, "only those with a picture are counted"
-        late, dropped = viewer.counted
-        viewer.counted = viewer.pacer.late, viewer.pacer.dropped
-        self.metrics.late.inc(viewer.pacer.late - late)
-        self.metrics.dropped.inc(viewer.pacer.dropped - dropped)
+        pacer, (late, dropped, unfetched) = viewer.pacer, viewer.counted
+        viewer.counted = pacer.late, pacer.dropped, pacer.unfetched
+        self.metrics.late.inc(pacer.late - late)
+        self.metrics.dropped.inc(pacer.dropped - dropped)
+        self.metrics.unfetched.inc(pacer.unfetched - unfetched)

@@ -50,6 +50,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("time for decoding it", "pictures.FIT_SECONDS", "s", "400"),
         ("memory for decoding it", "pipeline.picture.MEMORY_BYTES", "bytes", "400"),
         ("wait for the pictures before it, which are decoded one by one", "pictures.PATIENCE_SECONDS", "s", "503"),
+        ("controls whose time until a frame obeys them is measured", "viewer.MAX_STEERED", "", "no figure in /metrics"),
         ("pictures of a viewer, one at a time", "viewer.PICTURES_A_SECOND", "a second", "429"),
         ("pictures of a viewer in a row", "viewer.PICTURES_AT_ONCE", "", "429"),
     ],

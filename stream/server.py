@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import importlib.resources
 import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from stream.catalogue import Catalogue
 from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
 from stream.hub import Hub
+from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
 from stream.session import Bucket, State
 from stream.viewer import Hear, Viewer
@@ -113,6 +115,10 @@ class Service:
         self._on_ready, self._on_failure = on_ready, on_failure
         self._peers: dict[str, tuple[Peer, Viewer]] = {}
         self._counted: dict[str, str | None] = {}
+        self._sent_bytes: dict[str, int] = {}
+        memory = self.hub.metrics.memory
+        memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
+        memory.labels("engine").set_function(lambda: resident_bytes(self._engine.pid))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = False
@@ -196,7 +202,9 @@ class Service:
         return self._peers.get(peer_id, (None, None))[0]
 
     def _gone(self, peer_id: str) -> None:
+        self._count_peers()
         peer, viewer = self._peers.pop(peer_id, (None, None))
+        self._sent_bytes.pop(peer_id, None)
         self.doors.give_back(self._counted.pop(peer_id, None))
         if peer and viewer and peer.ends_viewer:
             self.hub.leave(viewer)
@@ -231,6 +239,17 @@ class Service:
             for peer, _ in list(self._peers.values()):
                 if await peer.is_lost():
                     self._keep(peer.close())
+            self._count_peers()
+
+    def _count_peers(self) -> None:
+        """Put what is sent to whom into the metrics."""
+        metrics, peers = self.hub.metrics, [peer for peer, _ in self._peers.values()]
+        metrics.peers.set(len(peers))
+        metrics.bitrate.set(sum(peer.bitrate for peer in peers))
+        metrics.delay.set(max((peer.playout_delay.most for peer in peers if peer.playout_delay), default=0) / 1000)
+        for peer in peers:
+            metrics.encoded.inc(peer.sent_bytes - self._sent_bytes.get(peer.id, 0))
+            self._sent_bytes[peer.id] = peer.sent_bytes
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
@@ -260,12 +279,14 @@ class Connection:
         """Until either side ends it. Who has left frees the slot; who was lost may come back."""
         headers = self._socket.headers
         if not is_welcome(headers.get("origin"), headers.get("host"), self._service.allowed_origins):
+            self._hub.metrics.refuse("origin")
             await self._socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
             return
         await self._socket.accept()
         try:
             counted = self._service.doors.take(self._socket.client and self._socket.client.host)
         except TooMany as error:
+            self._hub.metrics.refuse("address")
             self._tell(protocol.Ended(reason=_sentence(error)))
             await self._flush()
             return
@@ -340,6 +361,7 @@ class Connection:
         """Do what a message says; False when the connection must end."""
         if not self._bucket.take():
             if self._bucket.refused == 1:
+                self._hub.metrics.refuse("rate")
                 self._refuse(f"too many messages: at most {MESSAGES_A_SECOND} a second are taken; this one was not")
             return True
         try:
@@ -363,6 +385,7 @@ class Connection:
             self._service.doors.check_token(message.access)
             self._viewer = await self._service.enter(message, self._tell)
         except NoAccess as error:
+            self._hub.metrics.refuse("token")
             self._tell(protocol.Ended(reason=_sentence(error)))
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))

@@ -37,6 +37,9 @@ class Nowhere:
     def sweep(self) -> None: ...
 
 
+MAX_STEERED = 64
+"""Of so many controls at most that no frame obeys yet is it known when they came."""
+
 Hear = Callable[[protocol.FromServer], None]
 
 
@@ -53,7 +56,7 @@ class Viewer:
     which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
     `watched` is when a frame last left; `wanted` are those who asked for what the session is. `picture` is the one that
-    was sent last, ready to begin with.
+    was sent last, ready to begin with. `steered` is when each control came that no frame obeys yet.
     """
 
     session: Session
@@ -67,7 +70,7 @@ class Viewer:
     why: str = ""
     told: tuple[int, int, str, int | None] | None = None
     sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    counted: tuple[int, int] = (0, 0)
+    counted: tuple[int, int, int] = (0, 0, 0)
     ended: Callable[[], None] = lambda: None
     asked: float | None = None
     live_since: float = 0.0
@@ -87,6 +90,18 @@ class Viewer:
     rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
     pictures: Bucket = field(default_factory=lambda: Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE))
     picture: bytes | None = None
+    steered: dict[int, float] = field(default_factory=dict)
+
+    def came(self, sequence: int, now: float) -> None:
+        """A control came; one that is sent again came when it was sent first."""
+        if sequence > self.applied and len(self.steered) < MAX_STEERED:
+            self.steered.setdefault(sequence, now)
+
+    def obeyed(self, sequence: int, now: float) -> list[float]:
+        """A frame that obeys all controls up to `sequence` leaves; how many seconds after each of them."""
+        self.applied = sequence
+        obeyed = [each for each in self.steered if each <= sequence]
+        return [now - self.steered.pop(each) for each in obeyed]
 
     def hand_over(self) -> None:
         """Give what the session was when last kept to all who asked for it."""

@@ -202,6 +202,7 @@ class Peer:
         self._connection.on("connectionstatechange", self._on_state)
         self._feed, self._fps, self._gone = feed, fps, gone
         self._sender: RTCRtpSender | None = None
+        self._encoder: LiveEncoder | None = None
         self._track: Track | None = None
         self._rate = Rate(self._media.min_bitrate, self._media.max_bitrate)
         self._delay = playout.PlayoutDelay(self._media.playout_delay) if self._media.playout_delay else None
@@ -230,7 +231,8 @@ class Peer:
         self._sender = transceiver.sender
         # The track comes only now: an earlier peer of this viewer shows its picture until here.
         self._track = Track(self._feed)
-        _fit(self._sender, self._track, LiveEncoder(_first_codec(answer), self._fps, self._rate))
+        self._encoder = LiveEncoder(_first_codec(answer), self._fps, self._rate)
+        _fit(self._sender, self._track, self._encoder)
         resend.fit(self._sender, self._rate)
         return answer
 
@@ -261,6 +263,11 @@ class Peer:
     def bitrate(self) -> int:
         """Bits a second that the link takes, as far as is known."""
         return self._rate.target
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of encoded video so far."""
+        return self._encoder.sent_bytes if self._encoder else 0
 
     async def add_candidates(self, fragment: Fragment) -> None:
         """Take trickled candidates; names that cannot be resolved are passed over.

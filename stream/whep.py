@@ -17,6 +17,7 @@ from stream import protocol
 from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
+from stream.metrics import Metrics
 from stream.session import State
 from stream.viewer import Viewer
 from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
@@ -56,7 +57,8 @@ def add_routes(app: FastAPI, host: Host, allowed_origins: tuple[str, ...] = ()) 
 
     def route(path: str, *methods: str) -> Callable[[Handler], None]:
         def add(handler: Handler) -> None:
-            app.add_api_route(path, _guarded(handler, allowed_origins, _METHODS[path]), methods=list(methods))
+            guarded = _guarded(handler, allowed_origins, _METHODS[path], host.hub.metrics)
+            app.add_api_route(path, guarded, methods=list(methods))
 
         return add
 
@@ -74,7 +76,11 @@ def add_routes(app: FastAPI, host: Host, allowed_origins: tuple[str, ...] = ()) 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -> Handler:
+_REFUSED = {401: "token", 429: "address", 503: "slots"}
+"""What refusals count as in the metrics; all others as "request"."""
+
+
+def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str, metrics: Metrics) -> Handler:
     """A handler whose refusals are answers, and whose answers other origins may read where they are allowed to."""
 
     async def handle(request: Request) -> Response:
@@ -90,6 +96,8 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
         except ValueError as error:
             response = PlainTextResponse(f"{error}\n", 400)
+        if response.status_code >= 400:
+            metrics.refuse(_REFUSED.get(response.status_code, "request"))
         if response.status_code == 405 or request.method == "OPTIONS":
             response.headers["Allow"] = methods
         response.headers.update(_cors(request, allowed_origins, methods))
