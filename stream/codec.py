@@ -91,17 +91,21 @@ class LiveEncoder(Encoder):
 
     def encode(self, frame: av.VideoFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         """RTP payloads of a frame and its timestamp in ticks of 1/90000 s; a key frame when forced or the first."""
-        pts, time_base = frame.pts, frame.time_base
+        packet = av.Packet(self.compress(frame, force_keyframe)[0])
+        packet.pts, packet.time_base = frame.pts, frame.time_base
+        return self._packer.pack(packet)
+
+    def compress(self, frame: av.VideoFrame, force_keyframe: bool = False) -> tuple[bytes, bool]:
+        """The encoded frame (H264 as Annex B), and whether it is a key frame."""
         context = self._context_for(frame, force_keyframe)
         frame = frame.reformat(format="yuv420p")
         frame.pts, frame.time_base = self._count, context.time_base
         frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
         self._count += 1
         packets = context.encode(frame)
-        self._note(sum(packet.size for packet in packets), any(packet.is_keyframe for packet in packets))
-        packet = av.Packet(b"".join(bytes(packet) for packet in packets))
-        packet.pts, packet.time_base = pts, time_base
-        return self._packer.pack(packet)
+        is_key = any(packet.is_keyframe for packet in packets)
+        self._note(sum(packet.size for packet in packets), is_key)
+        return b"".join(bytes(packet) for packet in packets), is_key
 
     def pack(self, packet: av.Packet) -> tuple[list[bytes], int]:
         """RTP payloads of a frame that is encoded already."""

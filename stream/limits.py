@@ -62,6 +62,15 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("absence after a broken connection", "hub.GRACE_SECONDS", "s", "the session is parked"),
         ("answer of an idle viewer who was asked (`--idle`)", "fairness.ASKED_SECONDS", "s", "the session is parked"),
         ("two deaths of the engine at work for one session", "hub.FORGIVEN_SECONDS", "s", "the session ends"),
+        (
+            "frames on their way over /frames",
+            "frames.MOST_AHEAD_SECONDS",
+            "s",
+            "no more are sent, the world waits",
+        ),
+        ("messages of /frames", "frames.SAID_A_SECOND", "a second", "the connection is closed"),
+        ("messages of /frames at once", "frames.SAID_AT_ONCE", "", "the same"),
+        ("length of a message of /frames", "frames.MAX_TEXT", "characters", "the connection is closed"),
         ("bitrate, `--max-bitrate`", "codec.MAX_BITRATE", "bit/s", "quality falls"),
     ],
     "Parked sessions": [

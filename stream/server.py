@@ -18,11 +18,12 @@ from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from stream import api, protocol, whep, worker
+from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
 from stream.catalogue import Catalogue
 from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
+from stream.frames import Frames
 from stream.hub import Hub
 from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
@@ -113,7 +114,7 @@ class Service:
         servers = self._media.ice_servers
         self.hub = Hub(self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness)
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._peers: dict[str, tuple[Peer, Viewer]] = {}
+        self._peers: dict[str, tuple[Peer | Frames, Viewer]] = {}
         self._counted: dict[str, str | None] = {}
         self._sent_bytes: dict[str, int] = {}
         memory = self.hub.metrics.memory
@@ -187,6 +188,11 @@ class Service:
         except BaseException:  # whatever it is, the connection is none
             self.doors.give_back(counted)
             raise
+        self._show(peer, viewer, counted)
+        return peer, answer
+
+    def _show(self, peer: Peer | Frames, viewer: Viewer, counted: str | None) -> None:
+        """From now on this is the viewer's picture; `counted` is what the doors get back when it ends."""
         earlier = [other for other, watcher in self._peers.values() if watcher is viewer]
         self._peers[peer.id] = (peer, viewer)
         self._counted[peer.id] = counted
@@ -195,11 +201,38 @@ class Service:
             self._keep(other.close())
         if viewer.session.state is State.GONE:
             self._close_peers(viewer)
-        return peer, answer
+
+    async def show_frames(self, socket: WebSocket) -> None:
+        """A viewer's picture over a WebSocket, until it ends."""
+        host = socket.client and socket.client.host
+        if not is_welcome(socket.headers.get("origin"), socket.headers.get("host"), self.allowed_origins):
+            self.hub.metrics.refuse("origin")
+            await socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
+            return
+        await socket.accept()
+        await frames.serve(socket, HELLO_SECONDS, lambda text: self._begin_frames(socket, text, host))
+
+    def _begin_frames(self, socket: WebSocket, text: str | None, host: str | None) -> tuple[Frames, tuple[int, int]]:
+        """Raises ValueError with a sentence, for the viewer whose first message `text` is."""
+        token, codec = frames.check_watch(text, self._media.codec)
+        viewer, world = self.hub.find(token), self.hub.world
+        if viewer is None or world is None:
+            raise ValueError("there is no such session: it has ended, or the token is not the one of welcome")
+        if viewer.session.state is not State.LIVE:
+            raise ValueError("this session waits in line: ask again after the message live")
+        try:
+            counted = self.doors.take(host)
+        except TooMany as error:
+            self.hub.metrics.refuse("address")
+            raise ValueError(str(error)) from None
+        made = Frames(_Feed(self.hub, viewer), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
+        self._show(made, viewer, counted)
+        return made, (world.width, world.height)
 
     def peer(self, peer_id: str) -> Peer | None:
-        """The peer of this id, None when it is gone."""
-        return self._peers.get(peer_id, (None, None))[0]
+        """The WebRTC peer of this id, None when it is gone."""
+        peer = self._peers.get(peer_id, (None, None))[0]
+        return peer if isinstance(peer, Peer) else None
 
     def _gone(self, peer_id: str) -> None:
         self._count_peers()
@@ -418,6 +451,10 @@ def create_app(service: Service) -> FastAPI:
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
         await Connection(socket, service).run()
+
+    @app.websocket("/frames")
+    async def pictures(socket: WebSocket) -> None:
+        await service.show_frames(socket)
 
     @app.get("/")
     async def page() -> Response:

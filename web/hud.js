@@ -46,6 +46,12 @@ export class Hud {
     if (!stays) this.#noticeTimer = setTimeout(() => write("notice", ""), NOTICE_MS);
   }
 
+  /** @param {string|null} reason why the picture comes over the WebSocket; null: it does not */
+  way(reason) {
+    find("way").hidden = reason === null;
+    find("way").title = `The picture comes over the WebSocket. ${reason ?? ""}`;
+  }
+
   /** @param {boolean} paused the world stands, and the button makes it go on */
   paused(paused) {
     const word = paused ? "Go on" : "Pause";

@@ -6,10 +6,10 @@ import { Glow } from "./glow.js";
 import { Hud } from "./hud.js";
 import { Keys } from "./keys.js";
 import { Latency } from "./latency.js";
-import { Media } from "./media.js";
-import * as pictures from "./picture.js";
+import { Picture } from "./picture.js";
 import { Rate } from "./rate.js";
 import { Timeline } from "./timeline.js";
+import * as upload from "./upload.js";
 import { access, dropToken, keepToken, token } from "./token.js";
 import * as messages from "./messages.js";
 
@@ -23,23 +23,26 @@ const EXAMPLES = [
 ];
 const RESEND_MS = messages.KEYS_HELD_MS / 5;
 const SEEDS = 1_000_000; // so that a seed is short enough to be read out
-const MEDIA_TRIES = 3;
-const MEDIA_DELAY_MS = 1000;
+const PICTURE_TRIES = 3;
+const PICTURE_DELAY_MS = 1000;
 /** A live session hears from the server once a second. */
 const SILENT_MS = 6000;
 
 const find = (id) => document.getElementById(id);
 const stage = find("stage");
-const video = find("video");
 const field = find("prompt");
 
 const hud = new Hud();
 const timeline = new Timeline();
-const glow = new Glow(find("glow"), video);
+const glow = new Glow(find("glow"));
 const rate = new Rate();
 const latency = new Latency(onShown);
 const keys = new Keys(onHeld);
-const media = new Media(video, { frame: onFrame, lost: onMediaLost, blocked: onBlocked });
+const picture = new Picture(
+  { video: find("video"), canvas: find("canvas") },
+  { frame: onFrame, lost: onPictureLost, blocked: onBlocked, way: (reason) => hud.way(reason) },
+  new URLSearchParams(location.search).get("via") === "ws",
+);
 const connection = new Connection(socketAddress(), { opened: sayHello, message: onMessage, lost: onLost });
 
 const wish = wishOf(new URLSearchParams(location.search)); // what to ask for, also after a lost connection
@@ -60,7 +63,7 @@ function newSession() {
     pictured: false, // whether it begins with a picture, as far as this page knows
     promptSeq: 0,
     pictureSeq: 0,
-    mediaTries: 0,
+    pictureTries: 0,
     heardAt: null,
     reason: "",
   };
@@ -183,7 +186,7 @@ function rest() {
 }
 
 function stopPicture() {
-  media.stop();
+  picture.stop();
   keys.release();
   pausePicture(false);
   hud.rate(null);
@@ -193,7 +196,7 @@ function stopPicture() {
 }
 
 function pausePicture(paused) {
-  session.paused = media.rests = paused;
+  session.paused = picture.rests = paused;
   hud.paused(paused);
 }
 
@@ -244,11 +247,11 @@ function onLive({ seed, prompt }) {
   if (document.activeElement !== field) field.value = prompt;
   hud.seed(seed);
   onHeld(keys.held, performance.now());
-  if (media.running) return; // a world that began again comes through the same peer
+  if (picture.running) return; // a world that began again comes through the same peer
   session.shown = false;
   const title = session.returning ? "Restoring your world" : "Drawing your world";
   hud.veil("opening", { title, text: wish.prompt });
-  startMedia();
+  startPicture();
 }
 
 function onLost() {
@@ -264,46 +267,38 @@ function onLost() {
 
 // The picture.
 
-async function startMedia() {
-  const { token, ice_servers } = session.welcome;
-  const endpoint = new URL("whep", document.baseURI);
-  endpoint.searchParams.set("session", token);
+async function startPicture() {
   latency.reset();
   try {
-    await media.start(endpoint, ice_servers.map(withoutNulls));
+    await picture.start(session.welcome);
   } catch (error) {
-    media.stop();
-    onMediaLost(error.message);
+    picture.stop();
+    onPictureLost(error.message);
   }
 }
 
-/** RTCPeerConnection takes an absent user name, but not null. */
-function withoutNulls(server) {
-  return Object.fromEntries(Object.entries(server).filter(([, value]) => value !== null));
-}
-
-function onMediaLost(reason) {
+function onPictureLost(reason) {
   if (!session.live) return;
   session.reason = reason;
   session.shown = false;
-  session.mediaTries += 1;
-  if (session.mediaTries >= MEDIA_TRIES) return connection.retry();
+  session.pictureTries += 1;
+  if (session.pictureTries >= PICTURE_TRIES) return connection.retry();
   hud.veil("opening", { title: "Looking for another way", text: `${reason} Trying again by itself.` });
   const { welcome } = session;
-  const delay = MEDIA_DELAY_MS * (session.mediaTries - 1); // a change of network needs no more than another offer
-  setTimeout(() => session.live && session.welcome === welcome && !media.running && startMedia(), delay);
+  const delay = PICTURE_DELAY_MS * (session.pictureTries - 1); // a change of network needs no more than another offer
+  setTimeout(() => session.live && session.welcome === welcome && !picture.running && startPicture(), delay);
 }
 
 function onBlocked() {
-  hud.veil("blocked", { title: "Your world is ready", action: ["Enter", () => media.play()] });
+  hud.veil("blocked", { title: "Your world is ready", action: ["Enter", () => picture.play()] });
 }
 
 function onFrame(now, frame) {
   rate.presented(frame.presentationTime, frame.presentedFrames);
   latency.presented(frame.rtpTimestamp, frame.expectedDisplayTime);
-  glow.update(now);
+  glow.update(now, picture.element);
   if (session.shown || !session.live) return;
-  Object.assign(session, { shown: true, mediaTries: 0, reason: "" });
+  Object.assign(session, { shown: true, pictureTries: 0, reason: "" });
   connection.settled();
   hud.live();
 }
@@ -384,7 +379,7 @@ async function beginWithPicture(file) {
   if (welcome.image === "none") return hud.notice("This world takes no picture, only words.");
   hud.notice("Your picture is on its way …", true);
   try {
-    const image = await pictures.send(file, welcome);
+    const image = await upload.send(file, welcome);
     if (session.welcome !== welcome) throw new Error("The connection broke off meanwhile: send the picture again.");
     Object.assign(session, { pictured: true, pictureSeq: ++seq });
     connection.send(messages.restart({ seq, prompt: wish.prompt, image }));
@@ -435,21 +430,21 @@ function listenToDeck() {
     event.preventDefault();
     beginWithSeed(find("seed").value);
   });
-  pictures.listen(find("file"), beginWithPicture);
+  upload.listen(find("file"), beginWithPicture);
 }
 
 function listenToPage() {
   stage.addEventListener("click", () => stage.focus());
   addEventListener("online", () => {
     if (!connection.wanted) return;
-    media.stop(); // what was connected over the network before is not any more
+    picture.forget(); // what was connected over the network before is not any more
     connection.open();
   });
   addEventListener("pageshow", (event) => event.persisted && connection.open());
   addEventListener("pagehide", () => {
     connection.send(messages.leave());
     connection.close();
-    media.stop();
+    picture.stop();
   });
 }
 
