@@ -515,14 +515,19 @@ connection stays. `chunkcast watch` (stream/client.py) is the reference for clie
 
 Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
 (`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
-see docs/reaching.md.
+or frame by frame over a WebSocket, see docs/reaching.md.
+
+A world that takes a picture (`image` of `welcome`) begins with it like this: `PUT /api/sessions/SESSION/image` with the
+file as body, its `Content-Type` and `Authorization: Bearer TOKEN`, at most {picture} MiB; the answer is
+`{{"image": NAME}}`, or a refusal with a `detail` in words, and the world goes on as it was. Then say `restart` with that
+name. It goes by HTTP so that no key waits behind a picture and messages stay small.
 """
 
 
 def markdown() -> str:
     """docs/protocol.md as it must be for the models of this file and the life of a session."""
     talk = (__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0].replace(" Nothing here knows of sockets.", "")
-    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, talk=talk)
+    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, picture=MAX_PICTURE_BYTES >> 20, talk=talk)
     client = [_section(model, f"\n\n```json\n{model.example}\n```") for model in _CLIENT.values()]
     server = [_section(model) for model in (*_SERVER.values(), IceServer)]
     return "\n".join([head, "## From the page\n", *client, "## From the server\n", *server, _life()])

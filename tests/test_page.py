@@ -564,6 +564,17 @@ def test_after_a_broken_connection_the_page_comes_back_with_its_token_and_counts
     wait_for_state(page, "live")
 
 
+def test_when_the_network_is_another_one_the_page_comes_back_with_its_token_and_a_new_offer(live):
+    page, script = live()
+    page.context.set_offline(True)
+    page.context.set_offline(False)
+    script.wait(lambda: len(script.of("hello")) == 2, "it opens another connection at once", limit_ms=1000)
+    assert script.of("hello")[1]["token"] == "secret"
+    script.live()
+    wait_for_state(page, "live")
+    assert [one.split()[0] for one in page.evaluate("studio.requests")] == ["POST", "DELETE", "POST"]
+
+
 def test_an_ended_session_is_not_come_back_to(live):
     _, script = live()
     script.send("ended", reason="You left.")

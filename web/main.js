@@ -1,6 +1,7 @@
 // Joins the parts: what the viewer does goes to the server, what the server says goes to the picture and the page.
 
 import { copy } from "./clipboard.js";
+import * as controls from "./controls.js";
 import { Connection } from "./connection.js";
 import { Glow } from "./glow.js";
 import { Hud } from "./hud.js";
@@ -11,24 +12,17 @@ import { Rate } from "./rate.js";
 import { Timeline } from "./timeline.js";
 import * as upload from "./upload.js";
 import { access, dropToken, keepToken, token } from "./token.js";
+import { EXAMPLES, addressOf, anySeed, seedOf, wishOf } from "./wish.js";
 import * as messages from "./messages.js";
 
-const EXAMPLES = [
-  "a desert with columns at dusk",
-  "a snowy forest at night",
-  "a glade of mushrooms at dawn",
-  "a garden with lanterns in the rain",
-  "a sunny shore with palms",
-  "a lava field in the fog",
-];
 const RESEND_MS = messages.KEYS_HELD_MS / 5;
-const SEEDS = 1_000_000; // so that a seed is short enough to be read out
 const PICTURE_TRIES = 3;
 const PICTURE_DELAY_MS = 1000;
 /** A live session hears from the server once a second. */
 const SILENT_MS = 6000;
 
 const find = (id) => document.getElementById(id);
+const parameters = new URLSearchParams(location.search);
 const stage = find("stage");
 const field = find("prompt");
 
@@ -41,11 +35,11 @@ const keys = new Keys(onHeld);
 const picture = new Picture(
   { video: find("video"), canvas: find("canvas") },
   { frame: onFrame, lost: onPictureLost, blocked: onBlocked, way: (reason) => hud.way(reason) },
-  new URLSearchParams(location.search).get("via") === "ws",
+  parameters.get("via") === "ws",
 );
 const connection = new Connection(socketAddress(), { opened: sayHello, message: onMessage, lost: onLost });
 
-const wish = wishOf(new URLSearchParams(location.search)); // what to ask for, also after a lost connection
+const wish = wishOf(parameters); // what to ask for, also after a lost connection
 const pass = access();
 let session = newSession();
 let seq = 0;
@@ -67,20 +61,6 @@ function newSession() {
     heardAt: null,
     reason: "",
   };
-}
-
-function wishOf(parameters) {
-  const prompt = parameters.get("prompt")?.trim().slice(0, messages.MAX_PROMPT_CHARACTERS);
-  return {
-    prompt: prompt || EXAMPLES[Math.floor(Math.random() * EXAMPLES.length)],
-    seed: seedOf(parameters.get("seed")),
-  };
-}
-
-/** @returns {number|null} null for what is no seed */
-function seedOf(text) {
-  const seed = Number(text?.trim() || NaN);
-  return Number.isInteger(seed) && seed >= 0 && seed <= messages.MAX_SEED ? seed : null;
 }
 
 function socketAddress() {
@@ -230,7 +210,8 @@ function onQueued({ place, waiting, reason, wait_seconds, restoring, needs_pictu
   const title = restoring ? "Restoring your world" : place === 1 ? "You are next" : "You are in line";
   const company = waiting > 1 ? ` ${waiting} are waiting.` : "";
   const wait = wait_seconds === null || wait_seconds === undefined ? "" : ` It takes about ${lasting(wait_seconds)}.`;
-  const text = `${reason} You enter by yourself when it is your turn.${company}${wait}`;
+  const then = restoring ? "It goes on by itself." : "You enter by yourself when it is your turn.";
+  const text = `${reason} ${then}${company}${wait}`;
   hud.veil("waiting", { title, text, place, other });
 }
 
@@ -332,7 +313,7 @@ function ask(text) {
 }
 
 /** Another seed; without the picture, unless the world cannot begin without one. */
-function beginAnother(seed = Math.floor(Math.random() * SEEDS)) {
+function beginAnother(seed) {
   wish.seed = seed;
   const image = session.welcome.image === "required" ? undefined : "none";
   session.pictured &&= image === undefined;
@@ -389,52 +370,11 @@ async function beginWithPicture(file) {
 }
 
 async function share() {
-  const address = new URL(document.baseURI);
-  address.search = new URLSearchParams({ prompt: wish.prompt, ...(wish.seed === null ? {} : { seed: wish.seed }) });
-  await copy(address.href);
+  await copy(addressOf(wish));
   hud.notice(session.pictured ? "A link to these words is copied; your picture stays here." : "The link to this world is copied.");
 }
 
-function listenToComposer() {
-  find("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    ask(field.value);
-  });
-  field.addEventListener("focus", () => field.select());
-  field.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    field.value = wish.prompt;
-    stage.focus();
-  });
-  addEventListener("keydown", (event) => {
-    const does = { Enter: () => field.focus(), "/": () => field.focus(), " ": togglePause, Backspace: goBack }[event.key];
-    const isElsewhere = event.target !== document.body && event.target !== stage;
-    if (!does || isElsewhere || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    does();
-  });
-}
-
-function listenToDeck() {
-  find("again").addEventListener("click", () => beginAnother());
-  find("start").addEventListener("click", beginAgain);
-  find("back").addEventListener("click", goBack);
-  find("pause").addEventListener("click", togglePause);
-  find("go-on").addEventListener("click", togglePause);
-  find("park").addEventListener("click", () => connection.send(messages.park()));
-  find("share").addEventListener("click", share);
-  find("picture").addEventListener("click", choosePicture);
-  find("seed").addEventListener("focus", () => find("seed").select());
-  find("seed").addEventListener("blur", () => hud.seed(wish.seed));
-  find("seeding").addEventListener("submit", (event) => {
-    event.preventDefault();
-    beginWithSeed(find("seed").value);
-  });
-  upload.listen(find("file"), beginWithPicture);
-}
-
 function listenToPage() {
-  stage.addEventListener("click", () => stage.focus());
   addEventListener("online", () => {
     if (!connection.wanted) return;
     picture.forget(); // what was connected over the network before is not any more
@@ -453,8 +393,20 @@ field.maxLength = messages.MAX_PROMPT_CHARACTERS;
 hud.examples(EXAMPLES, ask);
 keys.listenToKeyboard(window);
 for (const group of document.querySelectorAll(".keys")) keys.listenToButtons(group);
-listenToComposer();
-listenToDeck();
+controls.listen({
+  ask,
+  forgetWords: () => (field.value = wish.prompt),
+  forgetSeed: () => hud.seed(wish.seed),
+  begin: beginWithSeed,
+  another: () => beginAnother(anySeed()),
+  again: beginAgain,
+  back: goBack,
+  pause: togglePause,
+  park: () => connection.send(messages.park()),
+  share,
+  choose: choosePicture,
+});
+upload.listen(find("file"), beginWithPicture);
 listenToPage();
 setInterval(() => {
   hud.rate(session.shown && !session.paused ? rate.now(performance.now()) : null);
