@@ -519,8 +519,8 @@ or frame by frame over a WebSocket, see docs/reaching.md.
 
 A world that takes a picture (`image` of `welcome`) begins with it like this: `PUT /api/sessions/SESSION/image` with the
 file as body, its `Content-Type` and `Authorization: Bearer TOKEN`, at most {picture} MiB; the answer is
-`{{"image": NAME}}`, or a refusal with a `detail` in words, and the world goes on as it was. Then say `restart` with that
-name. It goes by HTTP so that no key waits behind a picture and messages stay small.
+`{{"image": NAME}}`, or a refusal with a `detail` in words, and the world goes on as it was. Then say `restart` with
+that name. It goes by HTTP so that no key waits behind a picture and messages stay small.
 """
 
 
