@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import ValidationError, field_validator
+from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
@@ -335,6 +336,8 @@ async def _save(request: Request, write: Callable[[bytes], Any], seconds: float,
                 write(part)
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
+    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
+        raise HTTPException(400, "the body was cut short") from None
 
 
 async def _body(request: Request) -> bytes:

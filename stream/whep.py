@@ -11,6 +11,7 @@ from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import check_prompt
 from stream import protocol
@@ -261,6 +262,8 @@ async def _body(request: Request) -> str:
                     raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
+        raise Refusal(400, "the body was cut short") from None
     try:
         return body.decode()
     except UnicodeDecodeError:

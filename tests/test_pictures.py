@@ -99,6 +99,20 @@ async def test_what_is_no_picture_is_said_to_be_none_and_the_world_goes_on(monke
         assert (await hear(page, "received"))["seq"] == 2 and live["slot"] == 0
 
 
+async def test_a_picture_that_is_cut_short_by_a_broken_connection_is_no_error_of_ours(caplog):
+    async with serving() as client, client.page() as page:
+        welcome = await hear(page, "welcome")
+        _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        head = f"PUT /api/sessions/{welcome['session']}/image HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        writer.write(f"{head}Authorization: Bearer {welcome['token']}\r\nContent-Length: 1000\r\n\r\nabc".encode())
+        await until(lambda: client.service.hub.find(welcome["token"]).pictures._tokens < 3)
+        writer.transport.abort()
+        async with asyncio.timeout(5):
+            while (await send(client, welcome, encoded())).status_code != 200:  # noqa: ASYNC110  only HTTP says so
+                await asyncio.sleep(0.05)
+        assert "Traceback" not in caplog.text
+
+
 async def test_a_world_that_takes_no_picture_says_so():
     async with serving(engine={"image": "none"}) as client, client.page() as page:
         answer = await send(client, await hear(page, "welcome"), encoded())

@@ -24,7 +24,7 @@ export class Frames {
    */
   constructor(canvas, handlers) {
     this.#canvas = canvas;
-    this.#context = canvas.getContext("2d", { alpha: false, desynchronized: true });
+    this.#context = canvas.getContext("2d", { alpha: false });
     this.#handlers = handlers;
   }
 

@@ -46,6 +46,7 @@ export class Media {
    */
   async start(endpoint, iceServers) {
     this.stop();
+    if (!("RTCPeerConnection" in window)) throw new Error("This browser has no WebRTC.");
     const peer = new RTCPeerConnection({ iceServers });
     this.#peer = peer;
     peer.onconnectionstatechange = () => this.#changed(peer);
