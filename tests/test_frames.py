@@ -8,13 +8,15 @@ import queue
 import threading
 
 import av
+import numpy as np
 import pytest
 import websockets
-from browser import browser
+from browser import browser, open_page
 from test_server import hear, say, serving
 from test_webrtc import Player
 
 from stream import frames
+from stream.codec import LiveEncoder
 from stream.frames import AHEAD_SECONDS, HEADER, KEY, OnItsWay, check_watch
 
 __all__ = ["browser"]
@@ -242,4 +244,55 @@ def test_where_webrtc_finds_no_way_the_page_takes_the_websocket_by_itself_and_sa
     page.goto(f"{address}/?prompt=blue&via=ws")
     page.wait_for_selector("html[data-state=live]", timeout=4000)
     assert "via=ws" in page.get_attribute("#way", "title") and not faults
+    page.context.close()
+
+
+class Server:
+    """The server's side of /frames, as a test plays it to a page."""
+
+    def __init__(self, page):
+        self.said, self.socket, self.pts = [], None, 0
+        self.encoder = LiveEncoder("VP8", 16)
+        page.route_web_socket("**/frames", self.open)
+
+    def open(self, socket):
+        self.socket = socket
+        socket.on_message(self.take)
+
+    def take(self, text):
+        self.said.append(json.loads(text))
+        if self.said[-1]["type"] == "watch":
+            picture = {"type": "picture", "codec": "VP8", "config": "vp8", "width": 320, "height": 192}
+            self.socket.send(json.dumps(picture))
+            self.send(self.frame(is_key=True), KEY)
+
+    def frame(self, is_key=False):
+        image = av.VideoFrame.from_ndarray(np.full((192, 320, 3), 120, np.uint8), "rgb24")
+        return self.encoder.compress(image, is_key)[0]
+
+    def send(self, data, flags=0):
+        self.pts += 5625
+        self.socket.send(HEADER.pack(flags, self.pts) + data)
+
+    def of(self, kind):
+        return [one for one in self.said if one["type"] == kind]
+
+
+@pytest.mark.browser
+def test_a_decoder_that_breaks_asks_for_a_key_frame_and_goes_on_and_a_closed_way_is_another_try(browser):
+    page, script = open_page(browser, "/?via=ws")
+    server = Server(page)
+    script.wait(lambda: script.messages, "the page says hello")
+    script.live()
+    script.wait(lambda: server.of("seen"), "a key frame is seen")
+    assert server.of("watch")[0]["token"] == "secret" and "VP8" in server.of("watch")[0]["codecs"]
+    page.wait_for_selector("html[data-state=live]")
+    server.send(b"\xff" * 40)
+    script.wait(lambda: server.of("key"), "the broken decoder asks for a key frame")
+    server.send(server.frame())
+    server.send(server.frame(is_key=True), KEY)
+    script.wait(lambda: server.of("seen")[-1]["pts"] == server.pts, "it goes on with the key frame")
+    server.socket.close(code=4000, reason="The picture has ended.")
+    script.wait(lambda: len(server.of("watch")) == 2, "the page asks again")
+    assert len(script.of("hello")) == 1 and not page.faults
     page.context.close()
