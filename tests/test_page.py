@@ -575,6 +575,15 @@ def test_when_the_network_is_another_one_the_page_comes_back_with_its_token_and_
     assert [one.split()[0] for one in page.evaluate("studio.requests")] == ["POST", "DELETE", "POST"]
 
 
+def test_a_live_page_that_hears_nothing_for_a_while_opens_another_connection(live):
+    page, script = live()
+    stats(script)
+    page.wait_for_timeout(200)
+    page.evaluate("{ const real = performance.now.bind(performance); performance.now = () => real() + 7000; }")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    assert script.of("hello")[1]["token"] == "secret"
+
+
 def test_an_ended_session_is_not_come_back_to(live):
     _, script = live()
     script.send("ended", reason="You left.")

@@ -49,7 +49,7 @@ export class Hud {
   /** @param {string|null} reason why the picture comes over the WebSocket; null: it does not */
   way(reason) {
     find("way").hidden = reason === null;
-    find("way").title = `The picture comes over the WebSocket. ${reason ?? ""}`;
+    find("way").title = reason === null ? "" : `The picture comes over the WebSocket. ${reason}`;
   }
 
   /** @param {boolean} paused the world stands, and the button makes it go on */
