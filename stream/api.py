@@ -23,8 +23,8 @@ from stream.archive import Archive
 from stream.catalogue import Catalogue
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
-from stream.pictures import Busy, Pictures, name_of
 from stream.session import Session, State
+from stream.upload import Busy, Fitter, name_of
 from stream.viewer import PICTURES_A_SECOND, Viewer
 from stream.worker import first_frame
 
@@ -153,7 +153,7 @@ class _Api:
 
     def __init__(self, hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> None:
         self._hub, self._archive, self._doors, self._catalogue = hub, archive, doors, catalogue
-        self._pictures, self._sending = Pictures(), set[str]()
+        self._fitter, self._sending = Fitter(), set[str]()
 
     async def presets(self) -> list[Preset]:
         """All presets that there are, the one that is served here first. The first answer takes some seconds."""
@@ -222,7 +222,7 @@ class _Api:
             await _save(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
             file.seek(0)
             try:
-                viewer.picture = await self._pictures.fit(file, world.height, world.width)
+                viewer.picture = await self._fitter.fit(file, world.height, world.width)
             except ValueError as error:
                 self._hub.metrics.refuse("picture")
                 raise HTTPException(400, str(error)) from None

@@ -20,8 +20,8 @@ from stream import protocol, worker
 from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced, Pacer
-from stream.pictures import name_of
 from stream.session import Bucket, Line, Session, State, new_token
+from stream.upload import name_of
 from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from stream.hub import (
     PICTURE_SECONDS,
     Hub,
 )
-from stream.pictures import name_of
 from stream.session import State
+from stream.upload import name_of
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
 

@@ -22,7 +22,7 @@ class Busy(Exception):
     """Too many pictures wait; the text says so."""
 
 
-class Pictures:
+class Fitter:
     """Fits pictures, one at a time."""
 
     def __init__(self) -> None:

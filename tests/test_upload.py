@@ -1,4 +1,4 @@
-"""A viewer's picture on its way into the world: stream/pictures.py, and what the service makes of it."""
+"""A viewer's picture on its way into the world: stream/upload.py, and what the service makes of it."""
 
 import asyncio
 import io
@@ -12,10 +12,10 @@ from test_client import frames_of, url
 from test_server import hear, say, serving, watch
 from test_webrtc import Player
 
-from stream import pictures, protocol
+from stream import protocol, upload
 from stream.client import Wish
 from stream.client import watch as watch_with_client
-from stream.pictures import Pictures
+from stream.upload import Fitter
 
 YELLOW = (220, 210, 20)
 
@@ -139,23 +139,23 @@ async def test_a_picture_is_cut_to_size_and_bears_nothing_but_itself():
     exif = Image.Exif()
     exif[0x010F] = "a secret camera"
     with stored(encoded(exif=exif)) as file:
-        made = await Pictures().fit(file, HEIGHT, WIDTH)
+        made = await Fitter().fit(file, HEIGHT, WIDTH)
     assert corner(made)[0] > 200 and b"secret" not in made and b"eXIf" not in made
 
 
 async def test_a_decoder_that_breaks_or_hangs_costs_one_answer(monkeypatch):
     for seconds, program in ((20, "false"), (0.2, "yes")):
-        monkeypatch.setattr(pictures, "FIT_SECONDS", seconds)
-        monkeypatch.setattr(pictures.sys, "executable", program)
+        monkeypatch.setattr(upload, "FIT_SECONDS", seconds)
+        monkeypatch.setattr(upload.sys, "executable", program)
         with stored(encoded()) as file, pytest.raises(ValueError, match="broke the decoder or took too"):
-            await Pictures().fit(file, HEIGHT, WIDTH)
+            await Fitter().fit(file, HEIGHT, WIDTH)
 
 
 async def test_a_picture_that_waits_too_long_for_others_is_told_to_come_again(monkeypatch):
-    monkeypatch.setattr(pictures, "PATIENCE_SECONDS", 0.05)
-    busy = Pictures()
+    monkeypatch.setattr(upload, "PATIENCE_SECONDS", 0.05)
+    busy = Fitter()
     async with busy._turn:
-        with pytest.raises(pictures.Busy, match="try again"):
+        with pytest.raises(upload.Busy, match="try again"):
             await busy.fit(io.BytesIO(), HEIGHT, WIDTH)
 
 
