@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=_train)
     _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
-    commands.add_parser("presets", help="list the models").set_defaults(run=_presets)
+    presets = commands.add_parser("presets", help="list the models")
+    presets.add_argument("--json", action="store_true", help="as data, with whether this machine could run them")
+    presets.set_defaults(run=_presets)
     _add_doctor(commands.add_parser("doctor", help="say what is there, what is missing and what fits"))
     return parser
 
@@ -203,6 +205,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: one of the server's")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with, where the world takes one")
     _add_token_options(parser, "the server's token, where it asks for one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_watch)
@@ -383,10 +386,23 @@ def _watch(options: argparse.Namespace) -> int:
         raise UserError(f"--frames is {frames}; it must be at least 1")
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
-    wish = Wish(options.prompt, frames, options.seed, walk, server_token(options))
+    image = None if options.image is None else _picture(options.image)
+    wish = Wish(options.prompt, frames, options.seed, walk, image, server_token(options))
     seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
     print(f"{options.output}: {seen} frames")
     return 0
+
+
+def _picture(path: Path) -> bytes:
+    from stream.protocol import MAX_PICTURE_BYTES
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_PICTURE_BYTES:
+            raise UserError(f"{path} has {size / 2**20:.0f} MiB; --image takes at most {MAX_PICTURE_BYTES >> 20}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); --image takes a picture's file") from None
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -484,11 +500,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from pipeline.engine import GLOBAL_CONTEXT
+    import json
+
+    from pipeline.catalogue import catalogue
+    from pipeline.context import GLOBAL_CONTEXT
     from pipeline.memory import describe
     from pipeline.presets import PRESETS
 
-    print(describe(PRESETS.values(), GLOBAL_CONTEXT))
+    presets = PRESETS.values()
+    print(json.dumps(catalogue(presets)) if options.json else describe(presets, GLOBAL_CONTEXT))
     return 0
 
 

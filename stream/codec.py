@@ -86,7 +86,8 @@ class LiveEncoder(Encoder):
         self._context: av.VideoCodecContext | None = None
         self._count = self._opened_at = 0
         self.rate = rate or Rate(MIN_BITRATE, MAX_BITRATE)
-        self.key_frames, self.key_at = 0, float("-inf")
+        self.key_frames = self.sent_bytes = 0
+        self.key_at = float("-inf")
         self._recent, self._trusted, self._highest, self._drains = 0.0, 0.0, 0, False
 
     @property
@@ -100,17 +101,21 @@ class LiveEncoder(Encoder):
 
     def encode(self, frame: av.VideoFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         """RTP payloads of a frame and its timestamp in ticks of 1/90000 s; a key frame when forced or the first."""
-        pts, time_base = frame.pts, frame.time_base
+        packet = av.Packet(self.compress(frame, force_keyframe)[0])
+        packet.pts, packet.time_base = frame.pts, frame.time_base
+        return self._packer.pack(packet)
+
+    def compress(self, frame: av.VideoFrame, force_keyframe: bool = False) -> tuple[bytes, bool]:
+        """The encoded frame (H264 as Annex B), and whether it is a key frame."""
         context = self._context_for(frame, force_keyframe)
         frame = frame.reformat(format="yuv420p")
         frame.pts, frame.time_base = self._count, context.time_base
         frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
         self._count += 1
         packets = context.encode(frame)
-        self._note(sum(packet.size for packet in packets), any(packet.is_keyframe for packet in packets))
-        packet = av.Packet(b"".join(bytes(packet) for packet in packets))
-        packet.pts, packet.time_base = pts, time_base
-        return self._packer.pack(packet)
+        is_key = any(packet.is_keyframe for packet in packets)
+        self._note(sum(packet.size for packet in packets), is_key)
+        return b"".join(bytes(packet) for packet in packets), is_key
 
     def close(self) -> None:
         """Give the codec's memory back, which Python does not see; no frame comes any more."""
@@ -153,6 +158,7 @@ class LiveEncoder(Encoder):
     def _note(self, size: int, is_key: bool) -> None:
         """Follow what is sent, in bits a second over the last second or so, key frames apart."""
         self.key_frames += is_key
+        self.sent_bytes += size
         if is_key:
             self.key_at = time.monotonic()
         else:

@@ -123,8 +123,10 @@ class Hub:
 
     def _check_line(self) -> None:
         if self._closing is not None:
+            self.metrics.refuse("closing")
             raise ValueError(self._closing)
         if len(self._line.waiting) >= MAX_WAITING:
+            self.metrics.refuse("line")
             raise ValueError(f"{MAX_WAITING} viewers wait already; try again later")
 
     def _welcome(self, viewer: Viewer) -> None:
@@ -166,6 +168,8 @@ class Hub:
         self._welcome(viewer)
         if session.state is State.LIVE:
             viewer.hear(news.live(viewer))
+            if viewer.paused:
+                self._steering.tell_paused(viewer, session.sequence)
         self._advance()
 
     def lose(self, viewer: Viewer, hear: Hear) -> None:
@@ -181,6 +185,8 @@ class Hub:
         """Do what a viewer's message says. ProtocolError for a second hello, and for what cannot be done now."""
         if not isinstance(message, protocol.Shown) and not (isinstance(message, protocol.Keys) and not message.held):
             viewer.active, viewer.asked = self._clock(), None
+        if isinstance(message, protocol.Keys | protocol.Prompt | protocol.Restart | protocol.Rewind | protocol.Unpause):
+            viewer.came(message.seq, self._clock())
         match message:
             case protocol.Restart():
                 self._restart(viewer, message)
@@ -199,6 +205,7 @@ class Hub:
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session
+        session.image = self._steering.picture_for(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
         session.prompt = message.prompt or session.prompt
@@ -339,6 +346,7 @@ class Hub:
             self._advance()
 
     def _open_doors(self, world: World) -> None:
+        self.metrics.restarts.inc(self.world is not None)
         self._runs.world, self._reason = world, " ".join(filter(None, (news.FULL, world.limit)))
         self._line.resize(world.slots)
         self.metrics.slots.set(world.slots)
@@ -393,7 +401,8 @@ class Hub:
         if now - self._stats_at >= STATS_SECONDS:
             self._stats_at = now
             live = [self._viewers[session.token] for session in self._line.live]
-            self._pictures.tell_stats(live, len(self._line.waiting))
+            turn_left = self._fairness.left if self._others_wait else lambda seconds: None
+            self._pictures.tell_stats(live, len(self._line.waiting), turn_left)
             self._advance()
 
     def _see_to(self, viewer: Viewer, now: float) -> None:
@@ -425,7 +434,7 @@ class Hub:
 
     @property
     def _others_wait(self) -> bool:
-        return any(session.lost_at is None for session in self._line.waiting)
+        return any(session.lost_at is None and not self._lacks_picture(session) for session in self._line.waiting)
 
     def _end_turn(self, viewer: Viewer) -> None:
         self._stop(viewer, keep=True)
@@ -466,10 +475,17 @@ class Hub:
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""
-        return self._closing is None and not any(self._viewers[live.token].on_probation for live in self._line.live)
+        if self._closing is not None or self._lacks_picture(session):
+            return False
+        return not any(self._viewers[live.token].on_probation for live in self._line.live)
+
+    def _lacks_picture(self, session: Session) -> bool:
+        needs = self.world is not None and self.world.image == "required"
+        return needs and session.image is None and session.data is None
 
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
-        told = news.queued(viewer, place, waiting, self._reason, self._wait(place))
+        lacks = self._lacks_picture(viewer.session)
+        told = news.queued(viewer, place, waiting, self._reason, self._wait(place), lacks)
         if viewer.told != told:
             viewer.told = told
             viewer.hear(told)

@@ -24,6 +24,7 @@ class Pictures:
         assert viewer.pacer is not None, "a chunk came for a viewer who was not welcomed"
         viewer.made = chunk.index + 1
         self._metrics.chunks.inc()
+        self._metrics.made.inc(len(chunk.frames))
         for stage, seconds in chunk.seconds.items():
             self._metrics.stage.labels(stage).observe(seconds)
         if "total" in chunk.seconds:
@@ -45,21 +46,27 @@ class Pictures:
     def sent(self, viewer: Viewer, paced: Paced, rtp: int | None) -> None:
         """A frame is on the network with this RTP timestamp: say so if it is the first to obey a control."""
         if paced.run == viewer.session.engine_name and paced.sequence > viewer.applied:
-            viewer.applied = paced.sequence
+            for seconds in viewer.obeyed(paced.sequence, self._clock()):
+                self._metrics.sent.observe(seconds)
             viewer.hear(protocol.Applied(seq=paced.sequence, chunk=paced.chunk, frame=paced.frame, rtp=rtp))
 
-    def tell_stats(self, viewers: list[Viewer], waiting: int) -> None:
-        """Tell those who are live how it goes, and count what their pacers counted."""
+    def tell_stats(
+        self, viewers: list[Viewer], waiting: int, turn_left: Callable[[float], float | None] = lambda seconds: None
+    ) -> None:
+        """Tell those who are live how it goes, and count what their pacers counted. `turn_left` says how much is left
+        of the turn of one who has been live for so many seconds."""
         chunk_seconds = statistics.median(self._chunk_seconds) if self._chunk_seconds else 0.0
         for viewer in viewers:
             if viewer.pacer is not None:
                 self._count(viewer)
-                viewer.hear(news.stats(viewer, self._clock(), chunk_seconds, len(viewers), waiting))
+                now, left = self._clock(), turn_left(self._clock() - viewer.live_since)
+                viewer.hear(news.stats(viewer, now, chunk_seconds, len(viewers), waiting, left))
 
     def _count(self, viewer: Viewer) -> None:
         """Put what a pacer counted since the last time into the metrics."""
         assert viewer.pacer is not None, "only those with a picture are counted"
-        late, dropped = viewer.counted
-        viewer.counted = viewer.pacer.late, viewer.pacer.dropped
-        self._metrics.late.inc(viewer.pacer.late - late)
-        self._metrics.dropped.inc(viewer.pacer.dropped - dropped)
+        pacer, (late, dropped, unfetched) = viewer.pacer, viewer.counted
+        viewer.counted = pacer.late, pacer.dropped, pacer.unfetched
+        self._metrics.late.inc(pacer.late - late)
+        self._metrics.dropped.inc(pacer.dropped - dropped)
+        self._metrics.unfetched.inc(pacer.unfetched - unfetched)

@@ -145,7 +145,7 @@ class Runs:
         session = viewer.session
         if snapped.data is not None and not viewer.placing:
             session.data = snapped.data
-            size = snapped.data.latents.nbytes + snapped.data.first.nbytes
+            size = snapped.data.latents.nbytes + snapped.data.first.nbytes + len(snapped.data.spec.image or b"")
             viewer.keep_every = max(KEEP_SECONDS, size / KEEP_BYTES_A_SECOND)
         if snapped.ticket < viewer.ticket:
             return None

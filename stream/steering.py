@@ -7,6 +7,7 @@ from pipeline.chunk import Control
 from stream import protocol
 from stream.runs import Runs
 from stream.session import State
+from stream.upload import name_of
 from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Viewer
 
 
@@ -50,10 +51,28 @@ class Steering:
         session.sequence = max(session.sequence, seq)
         viewer.paused = paused
         if paused:
-            viewer.hear(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
+            self.tell_paused(viewer, seq)
         else:
             self._steer(viewer, Control(session.sequence, session.held))
             self._runs.grant(viewer)
+
+    def tell_paused(self, viewer: Viewer, seq: int) -> None:
+        """The world stands still, from the chunk on up to which the engine may go."""
+        viewer.hear(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
+
+    def picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
+        """What the restarted world begins with. ProtocolError, with all as it was, for a picture that is not there."""
+        if message.image is None:
+            return viewer.session.image
+        if message.image == protocol.NO_PICTURE:
+            if self._runs.world is not None and self._runs.world.image == "required":
+                raise protocol.ProtocolError("this world cannot begin without a picture: send one", message.seq)
+            return None
+        for picture in (viewer.picture, viewer.session.image):
+            if picture is not None and name_of(picture) == message.image:
+                return picture
+        reason = "there is no such picture: PUT it to /api/sessions/{session}/image first; the newest one is kept"
+        raise protocol.ProtocolError(reason, message.seq)
 
     def _rewind(self, viewer: Viewer, message: protocol.Rewind) -> None:
         session = viewer.session

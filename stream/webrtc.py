@@ -226,8 +226,8 @@ class Peer:
         _connect_quietly(self._connection)
         self._feed, self._fps, self._gone = feed, fps, gone
         self._sender: RTCRtpSender | None = None
-        self._track: Track | None = None
         self._encoder: LiveEncoder | None = None
+        self._track: Track | None = None
         self._rate = Rate(self._media.min_bitrate, self._media.max_bitrate)
         self._delay = playout.PlayoutDelay(self._media.playout_delay) if self._media.playout_delay else None
         self._ufrags: set[str] = set()
@@ -292,6 +292,11 @@ class Peer:
     def bitrate(self) -> int:
         """Bits a second that the link takes, as far as is known."""
         return self._rate.target
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of encoded video so far."""
+        return self._encoder.sent_bytes if self._encoder else 0
 
     async def add_candidates(self, fragment: Fragment) -> None:
         """Take trickled candidates; names that cannot be resolved are passed over.

@@ -1,11 +1,13 @@
-"""An engine without a model: a bar that the keys move over a colour that the prompt chooses."""
+"""An engine without a model: a bar that the keys move over a colour that the prompt chooses, or a picture's corner."""
 
 import ctypes
+import io
 import os
 import time
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from pipeline.chunk import Chunk, Control, Ended, Event, Session, SessionSpec, World, WorldFull
 
@@ -35,8 +37,9 @@ class FakeEngine:
     "stop" ends its session, "rot" has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
-    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1):
-        self.world = World("fake", WIDTH, HEIGHT, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule)
+    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1, image="optional"):
+        size = (WIDTH, HEIGHT, FPS)
+        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image)
         self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 
@@ -52,6 +55,8 @@ class FakeEngine:
             raise WorldFull
         if spec.prompt == "refuse":
             raise ValueError("this prompt is refused")
+        if spec.image is None and self.world.image == "required":
+            raise ValueError("there is no picture")
         self.sessions[spec.session] = {
             "spec": spec,
             "prompt": spec.prompt,
@@ -131,7 +136,7 @@ class FakeEngine:
     def _draw(self, state, speed):
         state["x"] = (state["x"] + speed) % WIDTH
         frame = np.empty((HEIGHT, WIDTH, 3), np.uint8)
-        frame[:] = COLOURS.get(state["prompt"].split()[0], (90, 90, 90))
+        frame[:] = corner(state["spec"].image) or COLOURS.get(state["prompt"].split()[0], (90, 90, 90))
         frame[:, state["x"] : state["x"] + 12] = 250
         return frame
 
@@ -157,6 +162,15 @@ def spin(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+def corner(picture):
+    """The colour of a picture's first pixel; the picture must have the world's size, as the server makes it."""
+    if picture is None:
+        return None
+    image = Image.open(io.BytesIO(picture))
+    assert image.size == (WIDTH, HEIGHT), image.size
+    return image.getpixel((0, 0))
 
 
 def build(**options):

@@ -20,6 +20,7 @@ import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
+from stream.catalogue import Catalogue
 from stream.serve import configuration, listening
 from stream.server import Service
 
@@ -33,6 +34,10 @@ if __name__ == "__main__":
         sys.exit(serve(listener, "fake_engine:build", {options}, **{settings}))
 """
 
+OTHERS = [
+    {"name": "large", "summary": "a large world", "width": 832, "height": 480, "fps": 16, "chunk_frames": 12}
+    | {"image": "required", "camera": True, "memory_bytes": 10**11, "can_serve": False, "why": "it is too large"}
+]
 HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
 
 
@@ -131,7 +136,8 @@ async def watch(client, player, token):
 @contextlib.asynccontextmanager
 async def serving(engine=None, **options):
     """A client of a service with the fake engine, made with `engine`; `options` are the Service's."""
-    service = Service("fake_engine:build", engine or {}, **options)
+    listed = Catalogue((sys.executable, "-c", f"print({json.dumps(OTHERS)!r})"))
+    service = Service("fake_engine:build", engine or {}, **{"catalogue": listed, **options})
     with listening("127.0.0.1", 0) as listener:
         server = QuietServer(configuration(service))
         task = asyncio.ensure_future(server.serve([listener]))
