@@ -70,7 +70,7 @@ async def alive():
     for _ in range(3):
         gc.collect()
         await asyncio.sleep(0)
-    found = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, KINDS))
+    found = Counter(type(one).__name__ for one in gc.get_objects() if type(one) in KINDS)
     found["tasks"], found["files"] = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
     return found
 
@@ -480,3 +480,22 @@ async def test_floods_of_messages_requests_and_connections_are_cut_off(caplog, m
         answers = await asyncio.gather(*(client.post("/whep", "x") for _ in range(40)))
         assert {answer.status_code for answer in answers} == {400}
         await flood
+
+
+async def test_every_wrong_message_to_a_picture_over_a_websocket_ends_it_with_a_reason(caplog):
+    async with serving() as client, calm_viewer(client, caplog), client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await hear(page, "live")
+        watching = json.dumps({"type": "watch", "token": token, "codecs": ["VP8"]})
+        for number, message in enumerate(examples(MESSAGES, 60)):
+            async with websockets.connect(f"ws://127.0.0.1:{client.port}/frames") as socket:
+                if number % 2:
+                    await socket.send(watching)
+                with contextlib.suppress(websockets.ConnectionClosed):
+                    await socket.send(message)
+                    async with asyncio.timeout(5):
+                        while True:
+                            await socket.recv()
+                assert socket.close_code == 4000 and socket.close_reason
+        await say(page, type="leave")
+        await hear(page, "ended")
