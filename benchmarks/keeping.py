@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import machine
 from pipeline.chunk import SessionSpec
 from pipeline.engine import Engine, build
-from stream.hub import KEEP_BYTES_A_SECOND, KEEP_SECONDS
+from stream.runs import KEEP_BYTES_A_SECOND, KEEP_SECONDS
 from stream.worker import RESUME_WINDOWS
 
 TIMED = 20

@@ -6,7 +6,8 @@ milliseconds until requestVideoFrameCallback, without and with the playout-delay
 
 `python -m benchmarks.picture --link` sends a texture that needs 590 kbit/s (320x192) over a link that is free for 8 s,
 takes 250 kbit/s with 0.3 s of queue for 18 s, and is free again. The numbers are frames/s shown while it is narrow,
-how long the picture stood still, and how long it takes until the link is trusted with the full rate again.
+how long the picture stood still, in all and at most at once, and how long it takes until the link is trusted with the
+full rate again.
 
 Everything runs on one machine, so the absolute times are the machine's.
 """
@@ -43,10 +44,12 @@ const video = document.querySelector("video"), canvas = document.createElement("
 canvas.width = BITS * BLOCK; canvas.height = BLOCK;
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const peer = new RTCPeerConnection(), delays = [];
-let shown = 0;
+let shown = 0, since = Infinity, longest = 0, last = 0;
 function onframe() {
   const now = Date.now() % 2 ** BITS;
   shown += 1;
+  if (last > since) longest = Math.max(longest, now - last);
+  last = now;
   context.drawImage(video, 0, 0);
   const row = context.getImageData(0, BLOCK / 2, canvas.width, 1).data;
   let then = 0;
@@ -172,12 +175,14 @@ async def narrow(browser: Browser, codec: str) -> dict[str, Any]:
     link, shown, sent = Link(peer), [0], []
     for second in range(SECONDS):
         link.rate = NARROW if NARROW_FROM <= second < NARROW_UNTIL else float("inf")
+        if second == NARROW_FROM - 1:
+            await page.evaluate("since = Date.now() % 2 ** BITS".replace("BITS", str(BITS)))
         for _ in range(round(1 / WATCH_SECONDS)):
             await asyncio.sleep(WATCH_SECONDS)
             await peer.is_lost()
         shown.append(await page.evaluate("shown"))
         sent.append(peer.bitrate)
-    stats = await page.evaluate("received()")
+    stats, longest = await page.evaluate("received()"), await page.evaluate("longest")
     await peer.close()
     await page.close()
     frames = np.diff(shown)
@@ -188,6 +193,7 @@ async def narrow(browser: Browser, codec: str) -> dict[str, Any]:
         "frames_a_second": frames.tolist(),
         "fps_while_narrow": round(float(frames[NARROW_FROM:NARROW_UNTIL].mean()), 1),
         "stood_still_seconds": round(stats["totalFreezesDuration"], 1),
+        "longest_standstill_seconds": round(longest / 1000, 2),
         "kbit_every_5_s": [rate // 1000 for rate in sent[::5]],
         "full_rate_again_after_seconds": back[0] if back else None,
         "packets_dropped": link.dropped,

@@ -16,6 +16,8 @@ KEYS = frozenset("wasdijkl")
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**63 - 1
 MAX_WALK_FRAMES = 100_000
+PICTURES = ("none", "optional", "required")
+"""Whether a world begins with a viewer's picture: it takes none, it may, or it cannot begin without one."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class World:
     machine to carry, whichever is less; `limit` says in a sentence why it is less, else is empty.
     `chunk_seconds` is the measured least time of one chunk for 1, 2, ... live slots. `resume_chunks` is how many of
     a session's newest chunks must be kept to go on with it at once, `kept_chunks` how many a live one keeps, 0 for all.
+    `image` is one of PICTURES, `camera` whether keys move it.
     """
 
     preset: str
@@ -40,6 +43,8 @@ class World:
     limit: str = ""
     resume_chunks: int = 0
     kept_chunks: int = 0
+    image: str = "none"
+    camera: bool = True
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def check_keys(keys: frozenset[str]) -> None:
     """Raise ValueError naming the keys that do not exist and those that do."""
     unknown = sorted(str(key) for key in set(keys) - KEYS)
     if unknown:
-        raise ValueError(f"no such key: {', '.join(unknown)}; the keys are {' '.join(sorted(KEYS))}")
+        raise ValueError(f"no such key: {', '.join(unknown)[:60]}; the keys are {' '.join(sorted(KEYS))}")
 
 
 def parse_keys(walk: str) -> tuple[frozenset[str], ...]:

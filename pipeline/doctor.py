@@ -18,6 +18,7 @@ from kernels.attention import available_backends
 from kernels.linear import fp8_missing
 from pipeline import huggingface as hub
 from pipeline import memory
+from pipeline.catalogue import CUDA_BYTES, gpu_bytes
 from pipeline.checkpoint import (
     Plan,
     find_tokenizer,
@@ -31,8 +32,6 @@ from pipeline.load import RANDOM
 from pipeline.presets import PRESETS, Preset, find_preset
 from pipeline.tiny import load as tiny
 
-CUDA_BYTES = 0.5e9
-"""What CUDA itself takes of a GPU's memory, besides what is counted."""
 LONGEST_REASON = 400
 PACKAGES = ("torch", "transformers", "av", "aiortc")
 OK, LACK, BAD = "ok", "--", "NO"
@@ -136,17 +135,13 @@ def _memory(preset: Preset) -> Iterator[Finding]:
 
 def _fit(need: float, slots: int) -> Finding:
     subject = f"{slots} slot{'s' if slots > 1 else ''}"
-    if (size := _gpu_bytes()) is None:
+    if (size := gpu_bytes()) is None:
         return Finding(LACK, subject, f"{need / memory.GB:.1f} GB; there is no GPU here to compare with")
     free = size - CUDA_BYTES
     text = f"{need / memory.GB:.1f} GB of {free / memory.GB:.1f} GB"
     if need <= free:
         return Finding(OK, subject, f"{text}: it fits")
     return Finding(BAD if slots == 1 else LACK, subject, f"{text}: {(need - free) / memory.GB:.1f} GB too much")
-
-
-def _gpu_bytes() -> int | None:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 # The weights

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
-from pipeline.conditioning import ImageConditioning, read_file, read_image
+from pipeline.conditioning import ImageConditioning, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
 from pipeline.device import to_device
@@ -28,6 +28,7 @@ from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
 from pipeline.pending import Frames, PendingChunk
+from pipeline.picture import read_file
 from pipeline.presets import PROMPT_CHANGES, Preset, find_preset
 from pipeline.revival import CONTEXT_PASS, Revival
 from pipeline.sampler import CONTEXT, denoise_chunk, noise
@@ -549,6 +550,8 @@ class Engine:
             limit=_limit(carried, times, preset.chunk_seconds),
             resume_chunks=self._revival.needed_chunks,
             kept_chunks=self._revival.kept_chunks,
+            image=preset.picture_wanted if self._image is None else "optional",
+            camera=preset.control != "none",
         )
 
 

@@ -96,6 +96,11 @@ class Preset:
         return 0 if frame < self.first_chunk_frames else 1 + (frame - self.first_chunk_frames) // self.chunk_frames
 
     @property
+    def picture_wanted(self) -> str:
+        """Whether a session takes a picture to begin with, in the words of pipeline.chunk.PICTURES."""
+        return {"none": "none", "first": "optional", "channels": "required"}[self.image]
+
+    @property
     def chunk_seconds(self) -> float:
         """How long a chunk plays."""
         return self.chunk_frames / self.fps

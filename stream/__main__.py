@@ -6,24 +6,20 @@ subcommand needs it, and for `serve` only in the engine's own process.
 
 import argparse
 import asyncio
-import contextlib
 import ipaddress
-import logging
 import os
 import random
-import signal
-import socket
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.chunk import Session, SessionSpec, check_prompt, parse_keys
 from pipeline.huggingface import check_place
 from stream.codec import MAX_BITRATE, MIN_BITRATE
-from stream.doors import CONNECTIONS_PER_ADDRESS, Doors, Impatient
+from stream.doors import CONNECTIONS_PER_ADDRESS, Doors
 from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
@@ -35,13 +31,7 @@ if TYPE_CHECKING:
 
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
-SHUTDOWN_SECONDS = 1
-KEEP_ALIVE_SECONDS, PING_SECONDS = 5, 5
-EXPECTED = ("Invalid UTF-8", "timeout graceful shutdown exceeded")
-"""What uvicorn calls an error and is none: broken text is answered with close code 1007, and at the end we wait for
-no one who does not hang up."""
 DEFAULT_FRAMES = 96
-NO_ADDRESS = "--host {} is no address of this machine; try 127.0.0.1, or 0.0.0.0 or :: for all"
 
 
 class UserError(Exception):
@@ -71,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("arguments", nargs=argparse.REMAINDER)
     train.set_defaults(run=_train)
     _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
-    commands.add_parser("presets", help="list the models").set_defaults(run=_presets)
+    presets = commands.add_parser("presets", help="list the models")
+    presets.add_argument("--json", action="store_true", help="as data, with whether this machine could run them")
+    presets.set_defaults(run=_presets)
     _add_doctor(commands.add_parser("doctor", help="say what is there, what is missing and what fits"))
     return parser
 
@@ -118,6 +110,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         metavar="CHUNKS",
         help="how far the world is made ahead of the picture: more is smoother, less is quicker to steer (default: 1)",
+    )
+    parser.add_argument(
+        "--log-prompts", action="store_true", help="log what viewers ask for (default: no log shows a prompt)"
     )
     _add_life_options(parser.add_argument_group("when others wait, and when viewers come back"))
     _add_picture_options(parser.add_argument_group("the picture"))
@@ -210,6 +205,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: one of the server's")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with, where the world takes one")
     _add_token_options(parser, "the server's token, where it asks for one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.set_defaults(run=_watch)
@@ -234,13 +230,24 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from stream.serve import listening, serve
+
     _check_serve(options)
     origins, tls = tuple(map(_origin, options.allow_origin)), _tls(options.certfile, options.keyfile)
-    with _listening(options.host, options.port) as listener:
-        media = media_options(options, listener.getsockname()[0])
-        engine, fairness = engine_options(options), fairness_options(options)
-        doors = door_options(options)
-        return serve(listener, ENGINE, engine, options.lead, media, origins, tls, fairness, options.sessions, doors)
+    with listening(options.host, options.port) as listener:
+        return serve(
+            listener,
+            ENGINE,
+            engine_options(options),
+            media_options(options, listener.getsockname()[0]),
+            tls,
+            lead=options.lead,
+            allowed_origins=origins,
+            fairness=fairness_options(options),
+            sessions=options.sessions,
+            doors=door_options(options),
+            log_prompts=options.log_prompts,
+        )
 
 
 def door_options(options: argparse.Namespace) -> Doors:
@@ -327,95 +334,6 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def serve(
-    listener: socket.socket,
-    factory: str,
-    options: dict[str, Any],
-    lead: float = 1.0,
-    media: Media | None = None,
-    allowed_origins: tuple[str, ...] = (),
-    tls: tuple[str, str] | None = None,
-    fairness: Fairness | None = None,
-    sessions: Path | None = None,
-    doors: Doors | None = None,
-) -> int:
-    """Serve on a bound socket until SIGINT or SIGTERM; the exit code. `tls` names the certificate and its key.
-
-    Parked sessions lie in the folder `sessions`, None for as long as the server runs.
-    """
-    from stream.server import Service
-
-    media = media or Media()
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    host, port = listener.getsockname()[:2]
-    address = f"{'https' if tls else 'http'}://{_shown_host(host)}:{port}"
-    failures: list[Any] = []
-    stop = asyncio.Event()
-
-    def fail(died: Any) -> None:
-        failures.append(died)
-        stop.set()
-
-    service = Service(
-        factory,
-        options,
-        lead,
-        media,
-        allowed_origins,
-        on_ready=lambda ready: _say_ready(address, ready.world, media),
-        on_failure=fail,
-        fairness=fairness,
-        sessions=sessions,
-        doors=doors,
-    )
-    print(f"The world is being made ready; its page is {address}", flush=True)
-    asyncio.run(_run_server(service, listener, stop, tls))
-    if failures:
-        print(f"chunkcast: {failures[0].reason}", file=sys.stderr)
-        return 1 if failures[0].ours else 2
-    return 0
-
-
-async def _run_server(service: Any, listener: socket.socket, stop: asyncio.Event, tls: tuple[str, str] | None) -> None:
-    """uvicorn on our socket, ended by `stop`; signals are ours, so that the first one ends all in order."""
-    import uvicorn
-
-    from stream.protocol import MAX_MESSAGE_BYTES
-    from stream.server import create_app
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    config = uvicorn.Config(
-        create_app(service),
-        ws="auto",  # the websockets package, by whichever of uvicorn's two ways is current
-        ws_max_size=MAX_MESSAGE_BYTES * 4,
-        http=Impatient,
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PING_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        log_level="warning",
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        ssl_certfile=tls and tls[0],
-        ssl_keyfile=tls and tls[1],
-    )
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not any(map(record.getMessage().count, EXPECTED)))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    server = Server(config)
-    serving = asyncio.ensure_future(server.serve([listener]))
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    await service.drain()
-    server.should_exit = True
-    stopping.cancel()
-    await serving
-
-
 def _check_serve(options: argparse.Namespace) -> None:
     _check_files(options)
     if not 1 <= options.slots <= 64:
@@ -455,59 +373,6 @@ def _check_weights(options: argparse.Namespace) -> None:
             check_place(place, f"--{name}")
 
 
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens on the address, had before the engine's start costs time. UserError says what is wrong."""
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port is {port}; it must be from 0 to 65535")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError):
-        raise UserError(
-            f"--host {host} is no address of this machine; try 127.0.0.1, or 0.0.0.0 or :: for all"
-        ) from None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # `::` is all addresses, those of IPv4 too, whatever the system's default is.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            listener.bind(address)
-            listener.listen(128)
-        except OSError as error:
-            _explain(error, host, port)
-        listener.setblocking(False)
-        yield listener
-
-
-def _explain(error: OSError, host: str, port: int) -> NoReturn:
-    import errno
-
-    if error.errno == errno.EADDRINUSE:
-        raise UserError(f"port {port} is in use; choose another with --port, or end what uses it") from None
-    if error.errno == errno.EACCES:
-        raise UserError(f"port {port} may not be opened by this user; choose one above 1023") from None
-    raise UserError(NO_ADDRESS.format(host)) from None
-
-
-def _shown_host(host: str) -> str:
-    if host in ("0.0.0.0", "::", "127.0.0.1"):
-        return "localhost"
-    return f"[{host}]" if ":" in host else host
-
-
-def _say_ready(address: str, world: Any, media: Media) -> None:
-    slots = f"{world.slots} viewer{'s' if world.slots > 1 else ''} at once"
-    print(
-        f"Ready: {address}  ({world.preset}, {world.width}x{world.height}, {world.fps} frames/s, {slots})", flush=True
-    )
-    low, high = media.min_bitrate // 1000, media.max_bitrate // 1000
-    delay = "{}-{} ms".format(*media.playout_delay) if media.playout_delay else "off"
-    print(f"Picture: {media.codec} preferred, {low} to {high} kbit/s, playout delay {delay}", flush=True)
-    if world.limit:
-        print(world.limit, flush=True)
-
-
 # generate, train, presets, doctor
 
 
@@ -521,10 +386,23 @@ def _watch(options: argparse.Namespace) -> int:
         raise UserError(f"--frames is {frames}; it must be at least 1")
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
-    wish = Wish(options.prompt, frames, options.seed, walk, server_token(options))
+    image = None if options.image is None else _picture(options.image)
+    wish = Wish(options.prompt, frames, options.seed, walk, image, server_token(options))
     seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
     print(f"{options.output}: {seen} frames")
     return 0
+
+
+def _picture(path: Path) -> bytes:
+    from stream.protocol import MAX_PICTURE_BYTES
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_PICTURE_BYTES:
+            raise UserError(f"{path} has {size / 2**20:.0f} MiB; --image takes at most {MAX_PICTURE_BYTES >> 20}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); --image takes a picture's file") from None
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -622,11 +500,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from pipeline.engine import GLOBAL_CONTEXT
+    import json
+
+    from pipeline.catalogue import catalogue
+    from pipeline.context import GLOBAL_CONTEXT
     from pipeline.memory import describe
     from pipeline.presets import PRESETS
 
-    print(describe(PRESETS.values(), GLOBAL_CONTEXT))
+    presets = PRESETS.values()
+    print(json.dumps(catalogue(presets)) if options.json else describe(presets, GLOBAL_CONTEXT))
     return 0
 
 

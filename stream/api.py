@@ -5,23 +5,27 @@ it waits for its viewer as one whose connection broke: for 10 s, and as long as 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import ValidationError, field_validator
+from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
 from stream import protocol
 from stream.archive import Archive
+from stream.catalogue import Catalogue
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
 from stream.session import Session, State
-from stream.viewer import Viewer
+from stream.upload import Busy, Fitter, name_of
+from stream.viewer import PICTURES_A_SECOND, Viewer
 from stream.worker import first_frame
 
 MAX_BODY_BYTES = 16 * 1024
@@ -29,7 +33,7 @@ MAX_FILE_BYTES = 96 * 2**20
 MAX_CHUNKS = 200_000
 """More a session that is put here must not have had: to know what its prompts did, they are counted through."""
 FILE_SECONDS = 20.0
-JSON, FILE = "application/json", "application/octet-stream"
+JSON, FILE, IMAGE = "application/json", "application/octet-stream", "image/*"
 UNKNOWN = "there is no such session: it has ended, or the token is not the one that it was made with"
 
 
@@ -67,15 +71,33 @@ class Created(Described):
     token: str
 
 
+class Picture(protocol.Message):
+    """A picture that was taken; `image` is its name in the message `restart` of /ws, which begins with it."""
+
+    image: str
+
+
 class Preset(protocol.Message):
-    """A world that is served: sizes in pixels, rates in frames a second, `slots` live sessions at most."""
+    """A model: sizes in pixels, rates in frames a second.
+
+    `image` says whether its worlds begin with a picture: "none", "optional" or "required"; `camera` whether keys move
+    them. One is `served`, with so many `slots`; `can_serve` says whether a server on this machine could serve it, and
+    `why` not. `memory_bytes` is what one live session takes of a GPU.
+    """
 
     name: str
+    summary: str
     width: int
     height: int
     fps: int
     chunk_frames: int
-    slots: int
+    image: str
+    camera: bool
+    served: bool
+    can_serve: bool
+    slots: int | None = None
+    why: str | None = None
+    memory_bytes: int | None = None
 
 
 class Problem(protocol.Message):
@@ -85,15 +107,15 @@ class Problem(protocol.Message):
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 503)
+    code: {"model": Problem} for code in (400, 401, 404, 408, 409, 413, 415, 429, 503)
 }
 
 
-def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
+def routes(hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> APIRouter:
     """The routes under /api."""
-    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors)
+    router, api = APIRouter(prefix="/api", responses=_PROBLEMS), _Api(hub, archive, doors, catalogue)
     add = router.add_api_route
-    one, file = "/sessions/{session}", "/sessions/{session}/file"
+    one, file, image = "/sessions/{session}", "/sessions/{session}/file", "/sessions/{session}/image"
     created = {"status_code": 201, "response_model": Created}
     add("/presets", api.presets, methods=["GET"], response_model=list[Preset])
     add("/sessions", api.create, methods=["POST"], openapi_extra=_body_of(JSON, Create.model_json_schema()), **created)
@@ -101,6 +123,13 @@ def routes(hub: Hub, archive: Archive, doors: Doors) -> APIRouter:
     add(one, api.read, methods=["GET"], response_model=Described, openapi_extra=_SECURED)
     add(one, api.delete, methods=["DELETE"], status_code=204, openapi_extra=_SECURED)
     add(file, api.download, methods=["GET"], response_class=Response, openapi_extra=_SECURED)
+    add(
+        image,
+        api.take_picture,
+        methods=["PUT"],
+        response_model=Picture,
+        openapi_extra=_SECURED | _body_of(IMAGE, _BINARY),
+    )
     return router
 
 
@@ -122,14 +151,19 @@ def _body_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
 class _Api:
     """What the requests do. A refusal is an HTTPException with a sentence."""
 
-    def __init__(self, hub: Hub, archive: Archive, doors: Doors) -> None:
-        self._hub, self._archive, self._doors = hub, archive, doors
+    def __init__(self, hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> None:
+        self._hub, self._archive, self._doors, self._catalogue = hub, archive, doors, catalogue
+        self._fitter, self._sending = Fitter(), set[str]()
 
     async def presets(self) -> list[Preset]:
-        """The worlds that are served here."""
+        """All presets that there are, the one that is served here first. The first answer takes some seconds."""
         world = self._world()
-        size = {"width": world.width, "height": world.height, "fps": world.fps}
-        return [Preset(name=world.preset, chunk_frames=world.chunk_frames, slots=world.slots, **size)]
+        try:
+            known = {one["name"]: one for one in await self._catalogue.read()}
+        except OSError as error:
+            raise HTTPException(503, str(error), {"Retry-After": "60"}) from None
+        served = known.pop(world.preset, {"summary": ""}) | _described(world)
+        return [Preset(**served), *(Preset(**one, served=False) for one in known.values())]
 
     async def create(self, request: Request, response: Response) -> Created:
         """Make a session; it is live at once or in line."""
@@ -175,13 +209,48 @@ class _Api:
         name = f'attachment; filename="{session}.session"'
         return Response(await asyncio.to_thread(_bytes, data), headers={"Content-Disposition": name}, media_type=FILE)
 
+    async def take_picture(self, session: str, request: Request) -> Picture:
+        """Send a picture for the session's world to begin with; until a `restart` says so, all stays as it is."""
+        viewer = await self._find(session, request)
+        if not isinstance(viewer, Viewer):
+            raise HTTPException(409, "the session is parked: come back to it first")
+        _check_is_image(request)
+        world = self._world()
+        if world.image == "none":
+            raise HTTPException(409, f"the preset {world.preset} takes no picture, only a prompt")
+        with self._one_picture(viewer), tempfile.TemporaryFile(prefix="chunkcast-") as file:
+            await _save(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
+            file.seek(0)
+            try:
+                viewer.picture = await self._fitter.fit(file, world.height, world.width)
+            except ValueError as error:
+                self._hub.metrics.refuse("picture")
+                raise HTTPException(400, str(error)) from None
+            except Busy as error:
+                self._hub.metrics.refuse("picture")
+                raise HTTPException(503, str(error), {"Retry-After": "10"}) from None
+        return Picture(image=name_of(viewer.picture))
+
     # Inside.
+
+    @contextlib.contextmanager
+    def _one_picture(self, viewer: Viewer) -> Iterator[None]:
+        """A viewer sends one picture at a time, and few: each costs the disk and a process."""
+        if viewer.session.token in self._sending or not viewer.pictures.take():
+            reason = f"a picture every {1 / PICTURES_A_SECOND:.0f} seconds is taken, one at a time: wait a moment"
+            raise HTTPException(429, reason, {"Retry-After": str(round(1 / PICTURES_A_SECOND))})
+        self._sending.add(viewer.session.token)
+        try:
+            yield
+        finally:
+            self._sending.discard(viewer.session.token)
 
     def _check_access(self, request: Request) -> None:
         """Who makes a session needs the server's token, where it has one; from then on the session's own."""
         try:
             self._doors.check_token(bearer(request.headers.get("authorization")))
         except NoAccess as error:
+            self._hub.metrics.refuse("token")
             raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from None
 
     def _world(self) -> World:
@@ -228,6 +297,13 @@ class _Api:
             raise HTTPException(503, "the engine is busy: try again in a moment", {"Retry-After": "5"}) from None
 
 
+def _described(world: World) -> dict[str, Any]:
+    """A world that is served, as a Preset."""
+    names = ("width", "height", "fps", "chunk_frames", "image", "camera", "slots")
+    facts = {name: getattr(world, name) for name in names}
+    return {"name": world.preset, "served": True, "can_serve": True, "why": None, **facts}
+
+
 def _token(request: Request) -> str:
     token = bearer(request.headers.get("authorization"))
     if token is None:
@@ -242,6 +318,13 @@ def _check_type(request: Request, wanted: str) -> None:
         raise HTTPException(415, f"the body's Content-Type is {given[:80]!r}; it must be {wanted}")
 
 
+def _check_is_image(request: Request) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not given.startswith("image/"):
+        reason = f"the body's Content-Type is {given[:80]!r}; it must be that of a picture, such as image/jpeg"
+        raise HTTPException(415, reason)
+
+
 async def _save(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int = MAX_FILE_BYTES) -> None:
     size = 0
     try:
@@ -253,6 +336,8 @@ async def _save(request: Request, write: Callable[[bytes], Any], seconds: float,
                 write(part)
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
+    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
+        raise HTTPException(400, "the body was cut short") from None
 
 
 async def _body(request: Request) -> bytes:

@@ -1,11 +1,12 @@
 """A viewer without a browser: what the page does, in Python, into a video file. The reference for other clients.
 
 It says hello on /ws, waits in line, fetches the picture by WHEP, holds keys by the frames that it has seen, and comes
-back with its token when the connection breaks.
+back with its token when the connection breaks. To begin with a picture it sends that by HTTP and says `restart`.
 """
 
 import asyncio
 import contextlib
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -42,13 +43,14 @@ class Over(Exception):
 class Wish:
     """What to watch: `walk` is the keys held in each video frame seen, from the first; `frames` how many to see.
 
-    `access` is the server's token, where it asks for one.
+    `image` is a picture to begin with, as its file is. `access` is the server's token, where it asks for one.
     """
 
     prompt: str
     frames: int
     seed: int | None = None
     walk: tuple[frozenset[str], ...] = ()
+    image: bytes | None = field(default=None, repr=False)
     access: str | None = field(default=None, repr=False)
 
 
@@ -140,8 +142,11 @@ class _Viewer:
         self._done, self._changed = asyncio.Event(), asyncio.Event()
         self._held: frozenset[str] = frozenset()
         self._seq = 0
+        self._begins: int | None = None
+        self._begun = wish.image is None
         self._failures = 0
         self._refused: str | None = None
+        self._live: protocol.Live | None = None
 
     async def run(self) -> None:
         """Until all frames are there. Raises Over; ValueError when the server is out of reach."""
@@ -194,17 +199,31 @@ class _Viewer:
             except ValidationError:
                 raise Over(f"the server speaks another protocol than version {protocol.VERSION}") from None
             await self._hear(message)
+            if isinstance(message, protocol.Welcome) and not self._begun:
+                await self._send(socket, await self._begin_with_picture(message))
+
+    async def _begin_with_picture(self, welcome: protocol.Welcome) -> protocol.Restart:
+        """Send the picture; the message that the world is to begin again with it. Raises Over when it is refused."""
+        endpoint = urljoin(self._address, f"api/sessions/{welcome.session}/image")
+        headers = {"Content-Type": "image/*", "Authorization": f"Bearer {welcome.token}"}
+        answer, _ = await _request("PUT", endpoint, self._wish.image, headers)
+        self._begins = self._seq = self._seq + 1
+        return protocol.Restart(seq=self._seq, image=json.loads(answer)["image"])
 
     async def _hear(self, message: protocol.FromServer) -> None:
         match message:
             case protocol.Welcome():
                 self._welcome = message
                 self._seq = max(self._seq, message.seq or 0)
+            case protocol.Received(seq=seq) if seq == self._begins and not self._begun:
+                self._begun = True
+                await self._open_picture()
             case protocol.Queued(place=place, waiting=waiting, reason=reason):
+                self._live = None
                 await self._close_picture()
                 self._say(f"in line, {place} of {waiting}: {reason}")
-            case protocol.Live(seed=seed):
-                self._say(f"live, with the seed {seed}")
+            case protocol.Live():
+                self._live = message
                 await self._open_picture()
             case protocol.Scene(text=text, unknown_words=unknown) if unknown:
                 self._say(f"shown: {text}; not understood: {', '.join(unknown)}")
@@ -229,7 +248,8 @@ class _Viewer:
 
     async def _open_picture(self) -> None:
         assert self._welcome is not None, "live comes after welcome"
-        if self._picture is None:
+        if self._picture is None and self._live and self._begun:
+            self._say(f"live, with the seed {self._live.seed}")
             self._recording.begin_again()
             self._picture = _Picture(self._welcome.ice_servers, self._take)
             try:
@@ -296,10 +316,11 @@ class _Picture:
 
 
 async def _request(
-    method: str, url: str, body: str | None = None, headers: dict[str, str] | None = None
+    method: str, url: str, body: str | bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[str, str]:
     """An answer's text, and the address in its Location header. Raises Over for a refusal, OSError for no answer."""
-    request = urllib.request.Request(url, body and body.encode(), headers or {}, method=method)
+    data = body.encode() if isinstance(body, str) else body
+    request = urllib.request.Request(url, data, headers or {}, method=method)
 
     def send() -> tuple[str, str]:
         with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
@@ -308,4 +329,12 @@ async def _request(
     try:
         return await asyncio.to_thread(send)
     except urllib.error.HTTPError as error:
-        raise Over(error.read(2000).decode(errors="replace").strip() or str(error)) from None
+        raise Over(_sentence(error.read(2000).decode(errors="replace").strip()) or str(error)) from None
+
+
+def _sentence(body: str) -> str:
+    """What a refusal says: plain text, or the `detail` of a JSON object."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, TypeError, KeyError):
+        return body

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 CONNECTIONS_PER_ADDRESS = 16
 """A page has two: its socket, and the connection that brings the picture."""
@@ -21,8 +22,14 @@ HEAD_SECONDS = 10.0
 """So long may the head of a request take, from the connection or from its first byte."""
 
 
+CLOSE_SECONDS = 2.0
+"""So long the other side of a WebSocket has to answer that we close it."""
 BODY_SECONDS, UPLOAD_SECONDS = 10.0, 300.0
 """And so long its body: of an offer or a wish, and of a session file."""
+
+
+SOCKETS_PER_ADDRESS = 64
+"""TCP connections before they are anything: a browser opens six, and a household has some browsers."""
 
 
 class TooMany(Exception):
@@ -45,24 +52,16 @@ class Doors:
             raise ValueError(f"{per_address} connections per address are too few; a page needs 2")
         if token is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", token):
             raise ValueError("the server's token must be 16 to 256 ASCII characters without spaces")
-        self._per_address, self._token = per_address, token
-        self._open: Counter[str] = Counter()
+        self._token = token
+        self._connections, self.sockets = _Count(per_address), _Count(SOCKETS_PER_ADDRESS)
 
     def take(self, host: str | None) -> str | None:
         """Count a connection from this address; what to give back when it ends. Raises TooMany."""
-        key = _counted_as(host)
-        if key is not None:
-            if self._open[key] >= self._per_address:
-                raise TooMany(f"your address has {self._per_address} connections already; close one, then try again")
-            self._open[key] += 1
-        return key
+        return self._connections.take(host)
 
     def give_back(self, key: str | None) -> None:
         """A connection that take() counted has ended."""
-        if key is not None:
-            self._open[key] -= 1
-            if not self._open[key]:
-                del self._open[key]
+        self._connections.give_back(key)
 
     def check_token(self, given: str | None) -> None:
         """Raise NoAccess unless this is the server's token, or it has none."""
@@ -76,7 +75,31 @@ class Doors:
     @property
     def open(self) -> int:
         """All connections that are counted."""
-        return self._open.total()
+        return self._connections.open.total()
+
+
+class _Count:
+    """How many of something each address has, at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.open: Counter[str] = Counter()
+
+    def take(self, host: str | None) -> str | None:
+        """One more of this address, None where it is not counted. Raises TooMany."""
+        key = _counted_as(host)
+        if key is not None:
+            if self.open[key] >= self._most:
+                raise TooMany(f"your address has {self._most} connections already; close one, then try again")
+            self.open[key] += 1
+        return key
+
+    def give_back(self, key: str | None) -> None:
+        """One less; None is no one's."""
+        if key is not None:
+            self.open[key] -= 1
+            if not self.open[key]:
+                del self.open[key]
 
 
 def is_welcome(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> bool:
@@ -123,13 +146,23 @@ def _counted_as(host: str | None) -> str | None:
 
 
 class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's HTTP, which by itself waits forever for the head of a request."""
+    """uvicorn's HTTP, which by itself waits forever for the head of a request, and takes all that connect."""
 
     _waits: asyncio.TimerHandle | None = None
+    _counted: str | None = None
+
+    def __init__(self, *arguments: Any, doors: Doors, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._doors = doors
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait()
+        try:
+            self._counted = self._doors.sockets.take(self.client and self.client[0])
+        except TooMany:
+            transport.abort()
+        else:
+            self._wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -137,10 +170,18 @@ class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._stop_waiting()
         elif self._waits is None:
             self._wait()
+        if self.transport.get_protocol() is not self:
+            self._uncount()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._uncount()
         super().connection_lost(exc)
+
+    def _uncount(self) -> None:
+        """The connection is gone, or a WebSocket, which is counted as one."""
+        self._doors.sockets.give_back(self._counted)
+        self._counted = None
 
     @property
     def _is_served(self) -> bool:
@@ -160,3 +201,11 @@ class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._waits = None
         if not self._is_served:
             self.transport.close()
+
+
+class ImpatientSocket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's WebSocket, which by itself waits 10 s for the other side when it has closed."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.close_timeout = CLOSE_SECONDS

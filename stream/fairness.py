@@ -26,6 +26,10 @@ class Fairness:
         """For a session that has been live so many seconds."""
         return self.turn is not None and live >= self.turn
 
+    def left(self, live: float) -> int | None:
+        """Whole seconds that are left of a turn of which so many have passed; None where turns have no limit."""
+        return None if self.turn is None else max(0, round(self.turn - live))
+
     def is_idle(self, since: float) -> bool:
         """For a viewer who steered nothing for so many seconds."""
         return self.idle is not None and since >= self.idle

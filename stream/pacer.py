@@ -32,7 +32,8 @@ class Paced(NamedTuple):
 class Pacer:
     """A bounded queue with a clock. `capacity` is in frames; a full queue drops its oldest, counted in `dropped`.
 
-    `late` counts how often the clock was moved for a late chunk. `listener` is called when frames come.
+    `late` counts how often the clock was moved for a late chunk, `unfetched` how often because no one fetched in time.
+    `listener` is called when frames come.
     """
 
     def __init__(self, fps: int, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +41,7 @@ class Pacer:
         self._queue: deque[Paced] = deque()
         self._epoch = clock()
         self._due: float | None = None
-        self.late = 0
+        self.late = self.unfetched = 0
         self.dropped = 0
         self.listener: Callable[[], None] = lambda: None
 
@@ -81,6 +82,7 @@ class Pacer:
         if now - due > 2 * self._period:
             # Nobody fetched for a while: go on from here, a burst would help no one.
             due = now
+            self.unfetched += 1
         self._due = due + self._period
         return self._queue.popleft()._replace(pts=round((due - self._epoch) * PTS_RATE))
 

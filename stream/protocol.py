@@ -36,6 +36,7 @@ from pipeline.chunk import KEYS, MAX_PROMPT_CHARACTERS, check_keys, check_prompt
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024
+MAX_PICTURE_BYTES = 16 * 2**20
 MAX_SEED = 2**53 - 1
 """The greatest whole number that JavaScript holds exactly."""
 
@@ -57,6 +58,8 @@ Sequence = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Version = Annotated[int, Field(strict=True)]
 Token = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_whole_characters)]
+Picture = Annotated[str, StringConstraints(strict=True, pattern=r"^(none|[0-9a-f]{16})$")]
+NO_PICTURE = "none"
 
 
 class ProtocolError(ValueError):
@@ -142,13 +145,17 @@ class Shown(ClientMessage):
 
 
 class Restart(_WithPrompt):
-    """Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt)."""
+    """Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
+
+    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
+    """
 
     example = '{"type": "restart", "seq": 5, "seed": 7, "prompt": "a desert at noon"}'
     type: Literal["restart"] = "restart"
     seq: Sequence
     seed: Seed | None = None
     prompt: Text | None = None
+    image: Picture | None = None
 
 
 class Rewind(ClientMessage):
@@ -201,7 +208,8 @@ class IceServer(Message):
 class Welcome(Message):
     """What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
 
-    `seq` is the newest number of the session so far: the page counts on from there.
+    `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
+    no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
     """
 
     type: Literal["welcome"] = "welcome"
@@ -214,6 +222,7 @@ class Welcome(Message):
     fps: int
     chunk_frames: int
     keys: tuple[str, ...]
+    image: str
     ice_servers: tuple[IceServer, ...]
     seq: int | None = None
 
@@ -221,7 +230,8 @@ class Welcome(Message):
 class Queued(Message):
     """Not live now: `place` in line counts from 1, of `waiting` in all; `reason` says why.
 
-    `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on.
+    `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on;
+    `needs_picture` that it waits for the viewer's picture, which others need not wait for.
     """
 
     type: Literal["queued"] = "queued"
@@ -230,6 +240,7 @@ class Queued(Message):
     reason: str
     wait_seconds: int | None = None
     restoring: bool | None = None
+    needs_picture: bool | None = None
 
 
 class Live(Message):
@@ -262,7 +273,10 @@ class Applied(Message):
 
 
 class Paused(Message):
-    """Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`."""
+    """Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`.
+
+    Who comes back to a world that stands hears it again.
+    """
 
     type: Literal["paused"] = "paused"
     seq: int
@@ -298,7 +312,8 @@ class Scene(Message):
 class Stats(Message):
     """About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped.
 
-    `chunk` is how many chunks the world has.
+    `chunk` is how many chunks the world has; `turn_seconds` what is left of the viewer's turn, where turns are limited
+    and others wait.
     """
 
     type: Literal["stats"] = "stats"
@@ -310,6 +325,7 @@ class Stats(Message):
     dropped: int
     late: int
     chunk: int | None = None
+    turn_seconds: int | None = None
 
 
 class Ended(Message):
@@ -394,6 +410,7 @@ export const VERSION = {version};
 export const KEYS = {keys};
 export const MAX_PROMPT_CHARACTERS = {prompt};
 export const MAX_SEED = {seed};
+export const MAX_PICTURE_BYTES = {picture};
 
 /** Held keys must be sent again within this many milliseconds, or the server releases them. */
 export const KEYS_HELD_MS = {held};
@@ -425,6 +442,7 @@ def javascript() -> str:
         keys=json.dumps(sorted(KEYS)),
         prompt=MAX_PROMPT_CHARACTERS,
         seed=MAX_SEED,
+        picture=MAX_PICTURE_BYTES,
         held=round(1000 * KEYS_HELD_SECONDS),
     )
     writers = [_writer(model) for model in _CLIENT.values()]
@@ -497,14 +515,19 @@ connection stays. `chunkcast watch` (stream/client.py) is the reference for clie
 
 Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
 (`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
-see docs/reaching.md.
+or frame by frame over a WebSocket, see docs/reaching.md.
+
+A world that takes a picture (`image` of `welcome`) begins with it like this: `PUT /api/sessions/SESSION/image` with the
+file as body, its `Content-Type` and `Authorization: Bearer TOKEN`, at most {picture} MiB; the answer is
+`{{"image": NAME}}`, or a refusal with a `detail` in words, and the world goes on as it was. Then say `restart` with
+that name. It goes by HTTP so that no key waits behind a picture and messages stay small.
 """
 
 
 def markdown() -> str:
     """docs/protocol.md as it must be for the models of this file and the life of a session."""
     talk = (__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0].replace(" Nothing here knows of sockets.", "")
-    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, talk=talk)
+    head = _INTRODUCTION.format(version=VERSION, bytes=MAX_MESSAGE_BYTES, picture=MAX_PICTURE_BYTES >> 20, talk=talk)
     client = [_section(model, f"\n\n```json\n{model.example}\n```") for model in _CLIENT.values()]
     server = [_section(model) for model in (*_SERVER.values(), IceServer)]
     return "\n".join([head, "## From the page\n", *client, "## From the server\n", *server, _life()])

@@ -5,6 +5,8 @@ packets that it missed, which speaks for the players that estimate nothing. The 
 """
 
 import math
+import time
+from collections.abc import Callable
 
 START_BITRATE = 1_500_000
 """Before anything is known of a link: enough for a good picture, little enough not to flood a slow one."""
@@ -16,19 +18,26 @@ GROWTH = 1.08
 MOST_ABOVE = 1.15
 """So much of its estimate a calm link may be sent."""
 
+FALL = 0.75
+"""An estimate below so much of what was sent tells of a link that has become narrow, whose own queue is full."""
+
 CALM_REPORTS, MOST_REPORTS = 5, 80
 """So many reports in a row without losses make a link calm: more after each time that more was too much."""
 
 
 class Rate:
-    """The target between `floor` and `ceiling`, all in bits a second."""
+    """The target between `floor` and `ceiling`, all in bits a second.
 
-    def __init__(self, floor: int, ceiling: int) -> None:
+    `fell_at` is when the estimate last fell at once, by `clock` in seconds.
+    """
+
+    def __init__(self, floor: int, ceiling: int, clock: Callable[[], float] = time.monotonic) -> None:
         assert 0 < floor <= ceiling, f"no rate is between {floor} and {ceiling}"
-        self.floor, self.ceiling = floor, ceiling
+        self.floor, self.ceiling, self._clock = floor, ceiling, clock
         self._by_loss = float(self._clamp(START_BITRATE))
         self._by_estimate, self._above = math.inf, 1.0
         self._good_reports = self._patience = CALM_REPORTS
+        self.fell_at = -math.inf
 
     @property
     def target(self) -> int:
@@ -42,6 +51,8 @@ class Rate:
 
     def hear_estimate(self, bitrate: int) -> None:
         """Take the receiver's own estimate of its link."""
+        if bitrate < FALL * min(self.target, self._by_estimate) and self._by_estimate < math.inf:
+            self.fell_at = self._clock()
         if bitrate < 0.95 * self._by_estimate < math.inf:
             self._back_off()
         self._by_estimate = bitrate

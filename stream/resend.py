@@ -12,6 +12,7 @@ from collections.abc import Callable
 from aiortc import RTCRtpSender, clock
 from aiortc.rtp import RTP_HISTORY_SIZE, RtpPacket
 
+from stream.codec import LiveEncoder
 from stream.rate import Rate
 
 SHARE = 0.35
@@ -22,6 +23,8 @@ AGAIN_SECONDS = 0.1
 OLDEST_SECONDS = 1.0
 """A live picture has no use for what is older."""
 
+FALL_SECONDS = 1.0
+"""So long after a link became narrow a lost packet is the sign that a key frame is quicker."""
 KEY_SECONDS = 1.0
 """So long lies at least between two key frames for packets that were not sent again."""
 
@@ -29,11 +32,17 @@ KEY_SECONDS = 1.0
 class Resends:
     """Says which packets to send again, within a share of `rate`'s target; calls `want_key` where it gives up.
 
-    `now` is a clock in seconds.
+    `keyed` says when the last key frame was made; `now` is a clock in seconds, and `rate`'s is the same one.
     """
 
-    def __init__(self, rate: Rate, want_key: Callable[[], None], now: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._want_key, self._now = rate, want_key, now
+    def __init__(
+        self,
+        rate: Rate,
+        want_key: Callable[[], None],
+        now: Callable[[], float] = time.monotonic,
+        keyed: Callable[[], float] = lambda: float("-inf"),
+    ) -> None:
+        self._rate, self._want_key, self._now, self._keyed = rate, want_key, now, keyed
         self._bits, self._at = 0.0, now() - BURST_SECONDS
         self._sent: OrderedDict[int, float] = OrderedDict()
         self._key_at = float("-inf")
@@ -44,8 +53,14 @@ class Resends:
         share = SHARE * self._rate.target
         self._bits = min(self._bits + (now - self._at) * share, BURST_SECONDS * share)
         self._at = now
+        key_at = max(self._key_at, self._keyed())
         # Who gets a key frame needs nothing from before it.
-        if now - age < self._key_at or now - self._sent.get(sequence, float("-inf")) < AGAIN_SECONDS:
+        if now - age < key_at or now - self._sent.get(sequence, float("-inf")) < AGAIN_SECONDS:
+            return False
+        if self._rate.fell_at > max(key_at, now - FALL_SECONDS):
+            # The rest would come too late: a key frame with few bits is through sooner.
+            self._key_at = now
+            self._want_key()
             return False
         if age > OLDEST_SECONDS or self._bits <= 0:
             self._give_up(now)
@@ -70,7 +85,10 @@ def fit(sender: RTCRtpSender, rate: Rate) -> None:
     assert hasattr(sender, "_send_keyframe"), "aiortc has changed: its sender is told of key frames in another way"
     history = getattr(sender, "_RTCRtpSender__rtp_history", None)
     assert isinstance(history, dict), "aiortc has changed: its sender keeps its packets elsewhere"
-    resends, send_again = Resends(rate, sender._send_keyframe), sender._retransmit
+    encoder = getattr(sender, "_RTCRtpSender__encoder", None)
+    assert isinstance(encoder, LiveEncoder), "an encoder of ours comes first"
+    resends = Resends(rate, sender._send_keyframe, keyed=lambda: encoder.key_at)
+    send_again = sender._retransmit
 
     async def retransmit(sequence: int) -> None:
         packet = history.get(sequence % RTP_HISTORY_SIZE)

@@ -5,8 +5,11 @@ Sockets end here: what they mean is the hub's, how the picture travels is webrtc
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import importlib.resources
 import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +20,16 @@ from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from stream import api, protocol, whep, worker
+from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
+from stream.catalogue import Catalogue
 from stream.doors import Doors, NoAccess, TooMany, is_welcome
 from stream.fairness import Fairness
+from stream.frames import Frames
 from stream.hub import Hub
+from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
+from stream.prompts import Prompts
 from stream.session import Bucket, State
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
@@ -32,7 +39,7 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 10.0
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 60, 120
 FLOOD = 600
-"""So many messages in a row above the rate end the connection."""
+"""So many messages above the rate, less those within it, end the connection."""
 MAX_OUTGOING = 256
 """A page that leaves so many messages unread is gone; its connection ends."""
 LEFT = (1000, 1001)
@@ -43,7 +50,8 @@ FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those t
 DRAIN_SECONDS = 2.0
 """So long the end of the server waits for the engine to say what the live sessions are."""
 CLOSING = "The server is closing."
-TICK_SECONDS = 0.25
+NOT_KEPT = "It keeps no worlds, so this one is over."
+TICK_SECONDS, TIDY_SECONDS = 0.25, 5.0
 _KINDS = {
     ".html": "text/html",
     ".css": "text/css",
@@ -82,9 +90,10 @@ class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
-    may play them besides our own, `doors` who may come in. `fairness` is the hub's. Parked sessions lie in the folder
-    `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are called on the
-    event loop when the engine is ready for the first time and when it will never be.
+    may play them besides our own, `doors` who may come in. `fairness` and `prompts` are the hub's. Parked sessions lie
+    in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are
+    called on the event loop when the engine is ready for the first time and when it will never be. `catalogue` knows
+    the presets.
     """
 
     def __init__(
@@ -99,33 +108,42 @@ class Service:
         fairness: Fairness | None = None,
         sessions: Path | None = None,
         doors: Doors | None = None,
+        prompts: Prompts | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread)
         self._media, self.allowed_origins = media or Media(), allowed_origins
         self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
         self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)
         servers = self._media.ice_servers
-        self.hub = Hub(self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness)
+        self.hub = Hub(
+            self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness, prompts=prompts
+        )
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._peers: dict[str, tuple[Peer, Viewer]] = {}
+        self._peers: dict[str, tuple[Peer | Frames, Viewer]] = {}
         self._counted: dict[str, str | None] = {}
+        self._sent_bytes: dict[str, int] = {}
+        memory = self.hub.metrics.memory
+        memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
+        memory.labels("engine").set_function(lambda: resident_bytes(self._engine.pid))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.ready = False
+        self.ready = self._untidy = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the engine and the clock; at the end leave no peer, no process and no task."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        ticking = [self._keep(self._tick()), self._keep(self._watch_peers())]
+        ticking = [self._keep(work) for work in (self._tick(), self._watch_peers(), self._tidy())]
         try:
             yield
         finally:
             for task in ticking:
                 task.cancel()
-            self.hub.close(CLOSING)
+            self._close_hub()
             # aioice must see its transports close while the loop still runs.
             await asyncio.gather(*(peer.close() for peer, _ in list(self._peers.values())), return_exceptions=True)
             await asyncio.to_thread(self._engine.stop)
@@ -136,7 +154,7 @@ class Service:
         """No new viewers; those who are here are told, and what their sessions are now is kept, if it can be come back
         to on the next server."""
         self.ready = False
-        if self._temporary is None:
+        if self._keeps:
             kept: asyncio.Queue[object] = asyncio.Queue()
             asked = self.hub.drain(CLOSING, kept.put_nowait)
             with contextlib.suppress(TimeoutError):
@@ -145,7 +163,15 @@ class Service:
                         await kept.get()
         else:
             self.hub.drain(CLOSING, lambda data: None)
-        self.hub.close(CLOSING)
+        self._close_hub()
+
+    @property
+    def _keeps(self) -> bool:
+        """True when the next server finds what is parked here."""
+        return self._temporary is None
+
+    def _close_hub(self) -> None:
+        self.hub.close(CLOSING if self._keeps else f"{CLOSING} {NOT_KEPT}", self._keeps)
 
     def _close_archive(self) -> None:
         self.archive.close()
@@ -178,6 +204,11 @@ class Service:
         except BaseException:  # whatever it is, the connection is none
             self.doors.give_back(counted)
             raise
+        self._show(peer, viewer, counted)
+        return peer, answer
+
+    def _show(self, peer: Peer | Frames, viewer: Viewer, counted: str | None) -> None:
+        """From now on this is the viewer's picture; `counted` is what the doors get back when it ends."""
         earlier = [other for other, watcher in self._peers.values() if watcher is viewer]
         self._peers[peer.id] = (peer, viewer)
         self._counted[peer.id] = counted
@@ -186,14 +217,44 @@ class Service:
             self._keep(other.close())
         if viewer.session.state is State.GONE:
             self._close_peers(viewer)
-        return peer, answer
+
+    async def show_frames(self, socket: WebSocket) -> None:
+        """A viewer's picture over a WebSocket, until it ends."""
+        host = socket.client and socket.client.host
+        if not is_welcome(socket.headers.get("origin"), socket.headers.get("host"), self.allowed_origins):
+            self.hub.metrics.refuse("origin")
+            await socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
+            return
+        await socket.accept()
+        await frames.serve(socket, HELLO_SECONDS, lambda text: self._begin_frames(socket, text, host))
+
+    def _begin_frames(self, socket: WebSocket, text: str | None, host: str | None) -> tuple[Frames, tuple[int, int]]:
+        """Raises ValueError with a sentence, for the viewer whose first message `text` is."""
+        token, codec = frames.check_watch(text, self._media.codec)
+        viewer, world = self.hub.find(token), self.hub.world
+        if viewer is None or world is None:
+            raise ValueError("there is no such session: it has ended, or the token is not the one of welcome")
+        if viewer.session.state is not State.LIVE:
+            raise ValueError("this session waits in line: ask again after the message live")
+        try:
+            counted = self.doors.take(host)
+        except TooMany as error:
+            self.hub.metrics.refuse("address")
+            raise ValueError(str(error)) from None
+        made = Frames(_Feed(self.hub, viewer), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
+        self._show(made, viewer, counted)
+        return made, (world.width, world.height)
 
     def peer(self, peer_id: str) -> Peer | None:
-        """The peer of this id, None when it is gone."""
-        return self._peers.get(peer_id, (None, None))[0]
+        """The WebRTC peer of this id, None when it is gone."""
+        peer = self._peers.get(peer_id, (None, None))[0]
+        return peer if isinstance(peer, Peer) else None
 
     def _gone(self, peer_id: str) -> None:
+        self._untidy = True
+        self._count_peers()
         peer, viewer = self._peers.pop(peer_id, (None, None))
+        self._sent_bytes.pop(peer_id, None)
         self.doors.give_back(self._counted.pop(peer_id, None))
         if peer and viewer and peer.ends_viewer:
             self.hub.leave(viewer)
@@ -228,6 +289,26 @@ class Service:
             for peer, _ in list(self._peers.values()):
                 if await peer.is_lost():
                     self._keep(peer.close())
+            self._count_peers()
+
+    def _count_peers(self) -> None:
+        """Put what is sent to whom into the metrics."""
+        metrics, peers = self.hub.metrics, [peer for peer, _ in self._peers.values()]
+        metrics.peers.set(len(peers))
+        metrics.bitrate.set(sum(peer.bitrate for peer in peers))
+        metrics.delay.set(max((peer.playout_delay.most for peer in peers if peer.playout_delay), default=0) / 1000)
+        for peer in peers:
+            metrics.encoded.inc(peer.sent_bytes - self._sent_bytes.get(peer.id, 0))
+            self._sent_bytes[peer.id] = peer.sent_bytes
+
+    async def _tidy(self) -> None:
+        """Give the memory of viewers who have left back to the system, which the C library would keep for others."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            if self._untidy:
+                self._untidy = False
+                gc.collect()  # quick where what stays is left alone, as stream/serve.py does
+                await asyncio.to_thread(_trim)
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
@@ -240,6 +321,11 @@ class Service:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a task of the server failed", exc_info=error)
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection:
@@ -257,12 +343,14 @@ class Connection:
         """Until either side ends it. Who has left frees the slot; who was lost may come back."""
         headers = self._socket.headers
         if not is_welcome(headers.get("origin"), headers.get("host"), self._service.allowed_origins):
+            self._hub.metrics.refuse("origin")
             await self._socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
             return
         await self._socket.accept()
         try:
             counted = self._service.doors.take(self._socket.client and self._socket.client.host)
         except TooMany as error:
+            self._hub.metrics.refuse("address")
             self._tell(protocol.Ended(reason=_sentence(error)))
             await self._flush()
             return
@@ -337,6 +425,7 @@ class Connection:
         """Do what a message says; False when the connection must end."""
         if not self._bucket.take():
             if self._bucket.refused == 1:
+                self._hub.metrics.refuse("rate")
                 self._refuse(f"too many messages: at most {MESSAGES_A_SECOND} a second are taken; this one was not")
             return True
         try:
@@ -360,6 +449,7 @@ class Connection:
             self._service.doors.check_token(message.access)
             self._viewer = await self._service.enter(message, self._tell)
         except NoAccess as error:
+            self._hub.metrics.refuse("token")
             self._tell(protocol.Ended(reason=_sentence(error)))
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))
@@ -386,12 +476,16 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     whep.add_routes(app, service, service.allowed_origins)
-    router = api.routes(service.hub, service.archive, service.doors)
+    router = api.routes(service.hub, service.archive, service.doors, service.catalogue)
     app.include_router(router)
 
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
         await Connection(socket, service).run()
+
+    @app.websocket("/frames")
+    async def pictures(socket: WebSocket) -> None:
+        await service.show_frames(socket)
 
     @app.get("/")
     async def page() -> Response:

@@ -56,9 +56,10 @@ def new_token() -> str:
 class Session:
     """What a viewer asked for and holds down. `token` is the viewer's secret, `name` may be shown to all.
 
-    `run` counts how often the world began or went on for it, so that a frame of an earlier one is known as such.
-    `data` is what it was when it was last kept, None for a world that has not begun; with `awaits_data` a newer one is
-    on its way. `lost_at` is since when no one is there for it, in clock seconds.
+    `image` is the picture that it begins with, None for none. `run` counts how often the world began or went on for it,
+    so that a frame of an earlier one is known as such. `data` is what it was when it was last kept, None for a world
+    that has not begun; with `awaits_data` a newer one is on its way. `lost_at` is since when no one is there for it, in
+    clock seconds.
     """
 
     prompt: str
@@ -75,6 +76,7 @@ class Session:
     data: chunk.Session | None = None
     awaits_data: bool = False
     lost_at: float | None = None
+    image: bytes | None = None
 
     def happen(self, event: str) -> None:
         """Go on to the state that LIFE says."""
@@ -84,9 +86,9 @@ class Session:
     @classmethod
     def parked(cls, token: str, data: chunk.Session) -> "Session":
         """A session that comes from where it was kept."""
-        held = data.waiting or data.held
-        session = cls(newest_prompt(data), data.spec.seed, token=token, state=State.PARKED, data=data)
-        name, _, run = data.spec.session.partition(".")
+        held, spec = data.waiting or data.held, data.spec
+        session = cls(prompts_of(data)[-1], spec.seed, token=token, state=State.PARKED, data=data, image=spec.image)
+        name, _, run = spec.session.partition(".")
         if run.isdecimal():
             session.name, session.run = name, int(run)
         session.sequence = max(held.sequence, data.held.sequence)
@@ -100,7 +102,7 @@ class Session:
     def begin(self) -> SessionSpec:
         """What the engine opens for the next run."""
         self.run += 1
-        return SessionSpec(self.engine_name, self.prompt, self.seed)
+        return SessionSpec(self.engine_name, self.prompt, self.seed, self.image)
 
     def resume_control(self) -> Control:
         """What the next run must obey of what `data` does not know: the keys, and a prompt that came after it."""
@@ -128,10 +130,10 @@ class Session:
         return Control(self.sequence, self.held)
 
 
-def newest_prompt(data: chunk.Session) -> str:
-    """The prompt in force in a session as plain data."""
+def prompts_of(data: chunk.Session) -> list[str]:
+    """All prompts of a session as plain data; the last one is in force."""
     prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
-    return [prompt for prompt in prompts if prompt][-1]
+    return [prompt for prompt in prompts if prompt]
 
 
 class Line:
@@ -232,7 +234,7 @@ class Line:
 
 
 class Bucket:
-    """A rate limit: `rate` a second on average, `burst` at once; `refused` counts those above it in a row."""
+    """A rate limit: `rate` a second on average, `burst` at once; `refused` counts those above it, less those within."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
@@ -248,5 +250,5 @@ class Bucket:
             self.refused += 1
             return False
         self._tokens -= 1
-        self.refused = 0
+        self.refused = max(0, self.refused - 1)
         return True

@@ -12,6 +12,8 @@ from stream.session import Bucket, Session
 
 REWINDS_A_SECOND, REWINDS_AT_ONCE = 0.2, 3
 """A rewind writes a session's memory anew, and all others wait for it."""
+PICTURES_A_SECOND, PICTURES_AT_ONCE = 0.1, 3
+"""A picture costs a process that decodes it."""
 
 
 class Keeper(Protocol):
@@ -35,6 +37,9 @@ class Nowhere:
     def sweep(self) -> None: ...
 
 
+MAX_STEERED = 64
+"""Of so many controls at most that no frame obeys yet is it known when they came."""
+
 Hear = Callable[[protocol.FromServer], None]
 
 
@@ -50,7 +55,8 @@ class Viewer:
     was asked whether anyone is there. `granted` and `next_frame` are video frames: up to where the engine may go, and
     which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
-    `watched` is when a frame last left; `wanted` are those who asked for what the session is.
+    `watched` is when a frame last left; `wanted` are those who asked for what the session is. `picture` is the one that
+    was sent last, ready to begin with. `steered` is when each control came that no frame obeys yet.
     """
 
     session: Session
@@ -62,9 +68,9 @@ class Viewer:
     applied: int = 0
     scene: tuple[str, tuple[str, ...]] = ("", ())
     why: str = ""
-    told: tuple[int, int, str, int | None] | None = None
+    told: protocol.Queued | None = None
     sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    counted: tuple[int, int] = (0, 0)
+    counted: tuple[int, int, int] = (0, 0, 0)
     ended: Callable[[], None] = lambda: None
     asked: float | None = None
     live_since: float = 0.0
@@ -82,6 +88,20 @@ class Viewer:
     watched: float = float("-inf")
     wanted: list[Callable[[Data | None], None]] = field(default_factory=list)
     rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
+    pictures: Bucket = field(default_factory=lambda: Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE))
+    picture: bytes | None = None
+    steered: dict[int, float] = field(default_factory=dict)
+
+    def came(self, sequence: int, now: float) -> None:
+        """A control came; one that is sent again came when it was sent first."""
+        if sequence > self.applied and len(self.steered) < MAX_STEERED:
+            self.steered.setdefault(sequence, now)
+
+    def obeyed(self, sequence: int, now: float) -> list[float]:
+        """A frame that obeys all controls up to `sequence` leaves; how many seconds after each of them."""
+        self.applied = sequence
+        obeyed = [each for each in self.steered if each <= sequence]
+        return [now - self.steered.pop(each) for each in obeyed]
 
     def hand_over(self) -> None:
         """Give what the session was when last kept to all who asked for it."""

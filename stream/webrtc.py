@@ -24,7 +24,7 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.mediastreams import MediaStreamError, VideoStreamTrack
-from aiortc.sdp import SessionDescription, candidate_from_sdp
+from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
 
 from stream import ice, playout, resend
 from stream.codec import MAX_BITRATE, MIN_BITRATE, LiveEncoder
@@ -35,8 +35,13 @@ from stream.rate import Rate
 log = logging.getLogger(__name__)
 
 MAX_OFFER_BYTES = 64 * 1024
+MAX_OFFER_LINES = 800
+"""A browser's has some 300. Comparing all codecs with all of their options takes time, and all pictures wait for it."""
 MAX_CANDIDATES = 64
 """Of one peer, in its offer and later: each is checked against each of our sockets."""
+
+MAX_MEDIA = 4
+"""In an offer. One is the picture, the others are answered as inactive."""
 
 CODECS = ("VP8", "H264")
 CONNECT_SECONDS = 10.0
@@ -137,13 +142,16 @@ def check_offer(sdp: str) -> str:
     """The offer as aiortc should see it. ValueError, with a sentence, unless it asks for video that we can send."""
     if len(sdp) > MAX_OFFER_BYTES:
         raise ValueError(f"the offer has {len(sdp)} characters; at most {MAX_OFFER_BYTES} are taken")
+    if sdp.count("\n") > MAX_OFFER_LINES:
+        raise ValueError(f"the offer has more than {MAX_OFFER_LINES} lines")
     try:
         offer = SessionDescription.parse(sdp)
     except Exception:  # aiortc's parser raises whatever the broken line leads to
         offer = None
     if offer is None or not offer.media:
         raise ValueError("the body is not an SDP offer: send what RTCPeerConnection.createOffer() gives")
-    if any(not (media.ice.usernameFragment and media.ice.password and media.dtls) for media in offer.media):
+    _check_media(offer)
+    if not all(media.ice.usernameFragment and media.ice.password and _has_dtls(media) for media in offer.media):
         raise ValueError("the SDP offer lacks its ICE or DTLS lines: send what RTCPeerConnection.createOffer() gives")
     videos = [media for media in offer.media if media.kind == "video" and media.port]
     if len(videos) != 1 or videos[0].direction not in ("recvonly", "sendrecv"):
@@ -153,6 +161,21 @@ def check_offer(sdp: str) -> str:
     if sum(len(media.ice_candidates) for media in offer.media) > MAX_CANDIDATES:
         raise ValueError(f"the SDP offer has more than {MAX_CANDIDATES} candidates")
     return _LINES_TO_DROP.sub("", sdp)
+
+
+def _has_dtls(media: MediaDescription) -> bool:
+    return media.dtls is not None and bool(media.dtls.fingerprints)
+
+
+def _check_media(offer: SessionDescription) -> None:
+    """ValueError unless its media are such as aiortc can begin and end."""
+    names = [media.rtp.muxId for media in offer.media]
+    if len(names) > MAX_MEDIA or len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"the SDP offer must have at most {MAX_MEDIA} media, each with an a=mid of its own")
+    if any(media.kind not in ("audio", "video") for media in offer.media):
+        raise ValueError("the SDP offer asks for more than sound and pictures; leave data channels out")
+    if any(set(group.items) - set(names) for group in offer.group):
+        raise ValueError("the SDP offer has an a=group of media that it does not have")
 
 
 class RestartRefused(Exception):
@@ -200,8 +223,10 @@ class Peer:
         # Without a list aiortc would ask a public STUN server.
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection.on("connectionstatechange", self._on_state)
+        _connect_quietly(self._connection)
         self._feed, self._fps, self._gone = feed, fps, gone
         self._sender: RTCRtpSender | None = None
+        self._encoder: LiveEncoder | None = None
         self._track: Track | None = None
         self._rate = Rate(self._media.min_bitrate, self._media.max_bitrate)
         self._delay = playout.PlayoutDelay(self._media.playout_delay) if self._media.playout_delay else None
@@ -224,13 +249,14 @@ class Peer:
             self._agree(SessionDescription.parse(offer), transceiver)
             await _or_refuse(self._set_answer())
         except BaseException:  # whatever it is, no socket stays open
-            await connection.close()
+            await _end(connection)
             raise
         answer = connection.localDescription.sdp
         self._sender = transceiver.sender
         # The track comes only now: an earlier peer of this viewer shows its picture until here.
         self._track = Track(self._feed)
-        _fit(self._sender, self._track, LiveEncoder(_first_codec(answer), self._fps, self._rate))
+        self._encoder = LiveEncoder(_first_codec(answer), self._fps, self._rate)
+        _fit(self._sender, self._track, self._encoder)
         resend.fit(self._sender, self._rate)
         return answer
 
@@ -243,6 +269,11 @@ class Peer:
 
     def _agree(self, offer: SessionDescription, transceiver: RTCRtpTransceiver) -> None:
         """Between offer and answer: our sockets, and the header extension that aiortc does not know."""
+        for other in self._connection.getTransceivers():
+            if other is not transceiver:
+                other.direction = (
+                    "inactive"  # what they would send waits for a reader that is not there, without a bound
+                )
         self._ufrags = {media.ice.usernameFragment for media in offer.media}
         self._candidates = sum(len(media.ice_candidates) for media in offer.media)
         # Those of one bundle share a transport.
@@ -261,6 +292,11 @@ class Peer:
     def bitrate(self) -> int:
         """Bits a second that the link takes, as far as is known."""
         return self._rate.target
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of encoded video so far."""
+        return self._encoder.sent_bytes if self._encoder else 0
 
     async def add_candidates(self, fragment: Fragment) -> None:
         """Take trickled candidates; names that cannot be resolved are passed over.
@@ -313,8 +349,12 @@ class Peer:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await self._connection.close()
-        self._gone()
+        try:
+            await _end(self._connection)
+        finally:
+            if self._encoder:
+                self._encoder.close()
+            self._gone()
 
     async def _on_state(self) -> None:
         if self._connection.connectionState == "connected":
@@ -332,6 +372,32 @@ async def _or_refuse(step: Awaitable[None]) -> None:
     except Exception as error:  # aiortc raises what the odd line leads to, of many types
         log.info("an offer was refused: %r", error)
         raise ValueError("the SDP offer cannot be answered: send what RTCPeerConnection.createOffer() gives") from None
+
+
+def _connect_quietly(connection: RTCPeerConnection) -> None:
+    """Let no failure to connect, such as that of an end in the middle of it, be a traceback in the log: what does not
+    connect in time is closed."""
+    connect = getattr(connection, "_RTCPeerConnection__connect", None)
+    assert connect is not None, "aiortc has changed: it connects in another way"
+
+    async def connect_or_say() -> None:
+        try:
+            await connect()
+        except Exception as error:  # aiortc's assertions, and what the odd line leads to
+            log.info("an offer did not connect: %r", error)
+
+    connection._RTCPeerConnection__connect = connect_or_say
+
+
+async def _end(connection: RTCPeerConnection) -> None:
+    """Close a connection, also one that aiortc has half made and cannot close itself: no socket stays open."""
+    transports = {one.receiver.transport.transport for one in connection.getTransceivers()}
+    try:
+        await connection.close()
+    except Exception as error:  # aiortc trips over its own parts, which are of many types
+        log.info("a connection was closed by force: %r", error)
+        for transport in transports:
+            await transport.stop()
 
 
 def _fit(sender: RTCRtpSender, track: Track, encoder: LiveEncoder) -> None:

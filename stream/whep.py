@@ -11,12 +11,14 @@ from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import check_prompt
 from stream import protocol
 from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
+from stream.metrics import Metrics
 from stream.session import State
 from stream.viewer import Viewer
 from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
@@ -56,7 +58,8 @@ def add_routes(app: FastAPI, host: Host, allowed_origins: tuple[str, ...] = ()) 
 
     def route(path: str, *methods: str) -> Callable[[Handler], None]:
         def add(handler: Handler) -> None:
-            app.add_api_route(path, _guarded(handler, allowed_origins, _METHODS[path]), methods=list(methods))
+            guarded = _guarded(handler, allowed_origins, _METHODS[path], host.hub.metrics)
+            app.add_api_route(path, guarded, methods=list(methods))
 
         return add
 
@@ -74,7 +77,11 @@ def add_routes(app: FastAPI, host: Host, allowed_origins: tuple[str, ...] = ()) 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -> Handler:
+_REFUSED = {401: "token", 429: "address", 503: "slots"}
+"""What refusals count as in the metrics; all others as "request"."""
+
+
+def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str, metrics: Metrics) -> Handler:
     """A handler whose refusals are answers, and whose answers other origins may read where they are allowed to."""
 
     async def handle(request: Request) -> Response:
@@ -90,6 +97,8 @@ def _guarded(handler: Handler, allowed_origins: tuple[str, ...], methods: str) -
             response = PlainTextResponse(f"{error}\n", 503, {"Retry-After": str(RETRY_SECONDS)})
         except ValueError as error:
             response = PlainTextResponse(f"{error}\n", 400)
+        if response.status_code >= 400:
+            metrics.refuse(_REFUSED.get(response.status_code, "request"))
         if response.status_code == 405 or request.method == "OPTIONS":
             response.headers["Allow"] = methods
         response.headers.update(_cors(request, allowed_origins, methods))
@@ -207,6 +216,9 @@ class _Sessions:
         self._host.doors.check_token(bearer(request.headers.get("authorization")))
         prompt, seed = request.query_params.get("prompt", WHEP_PROMPT), _seed(request.query_params.get("seed"))
         check_prompt(prompt)
+        if hub.world is not None and hub.world.image == "required":
+            reason = "this world begins with a picture: send one for a session of /ws, and play that by its token"
+            raise Refusal(409, reason)
         if not hub.has_room or hub.world is None:
             reason = "the world is full" if self._host.ready else "the world is being made ready"
             raise Refusal(503, f"{reason}: try again in a moment", {"Retry-After": str(RETRY_SECONDS)})
@@ -250,6 +262,8 @@ async def _body(request: Request) -> str:
                     raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
+        raise Refusal(400, "the body was cut short") from None
     try:
         return body.decode()
     except UnicodeDecodeError:

@@ -11,12 +11,14 @@ without credit costs nothing. So a viewer who does not look is not drawn for, an
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import importlib
 import logging
 import mmap
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -25,19 +27,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Pending, Session, SessionSpec, World, WorldFull
+from stream.prompts import Prompts
+from stream.pulse import Pulse, processor_seconds
+from stream.session import prompts_of
 
 log = logging.getLogger(__name__)
 
+HANG_SECONDS, HANG_CHUNKS = 1.5, 5
+"""An engine that owes a chunk of a session whose last one came without trouble, and says nothing for this long, or
+for so many times its measured chunk if that is more, is taken for dead; also one that does nothing meanwhile."""
 PATIENCE_SECONDS = 20.0
-"""An engine that owes a chunk and says nothing for this long, or for ten times its measured chunk if that is
-more, is taken for dead. Loading has no limit, for a large model may compile for many minutes."""
+"""It has so long for what takes an unknown time, such as a new prompt, while it is at work. Loading has no limit, for a
+large model may compile for many minutes."""
+LOOK_SECONDS = 0.25
 
-LONGEST_PAUSE_SECONDS = 30.0
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+"""Between two starts, but none after an engine that worked for a while."""
+WORKED_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
 RESUME_WINDOWS = 1
 """How far before its window a session's memory is written again when it comes back: each window costs as much again,
 and all other viewers wait for it."""
@@ -343,9 +355,9 @@ class Worker:
         factory: str,
         options: Mapping[str, Any],
         deliver: Callable[[Event], None],
-        patience: float = PATIENCE_SECONDS,
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
-        self._factory, self._options, self._deliver, self._patience = factory, dict(options), deliver, patience
+        self._factory, self._options, self._deliver, self._hang_seconds = factory, dict(options), deliver, hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -387,35 +399,37 @@ class Worker:
         # unblocking both, so it comes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        pause = 0.5
+        pause = SHORTEST_PAUSE_SECONDS
         while not self._stopping.is_set():
-            died, was_ready = self._live_once()
+            died, worked = self._live_once()
             if self._stopping.is_set():
                 break
             self._deliver(died)
             if not died.again:
                 break
-            pause = 0.5 if was_ready else min(2 * pause, LONGEST_PAUSE_SECONDS)
-            self._stopping.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if worked is None else SHORTEST_PAUSE_SECONDS
+            if worked is None or worked < WORKED_SECONDS:
+                self._stopping.wait(pause)
 
-    def _live_once(self) -> tuple[Died, bool]:
-        """Start one process and hand on its events until it is gone; how it ended and whether it was ever ready."""
+    def _live_once(self) -> tuple[Died, float | None]:
+        """Start one process and hand on its events until it is gone; how it ended, and the seconds for which it was
+        ready, None for never."""
         run = _Run(self._context, self._factory, self._options)
         with self._lock:
             self._run = run
         if self._stopping.is_set():
             run.end(0)
         try:
-            failed = run.read(self._handle, self._patience)
+            failed = run.read(self._handle, self._hang_seconds)
         finally:
             with self._lock:
                 self._run = None
             run.end(1.0)
             run.close()
-        self._been_ready |= run.ready
+        self._been_ready |= run.ready_seconds is not None
         reason = failed.reason if failed else f"the engine's process ended {_how(run.process.exitcode)}"
         # What fails before it ever worked would fail again.
-        return Died(reason, self._been_ready, failed.ours if failed else True, run.at_work), run.ready
+        return Died(reason, self._been_ready, failed.ours if failed else True, run.at_work), run.ready_seconds
 
     def _handle(self, event: Event) -> None:
         if not self._stopping.is_set():
@@ -427,7 +441,9 @@ class _Run:
 
     def __init__(self, context: Any, factory: str, options: dict[str, Any]) -> None:
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, factory, options), name="chunkcast-engine")
+        self.process = context.Process(
+            target=_serve, args=(theirs, factory, options, os.getpid()), name="chunkcast-engine"
+        )
         self.process.start()
         theirs.close()
         self._outbox = Outbox()
@@ -435,14 +451,15 @@ class _Run:
         self._block_bytes = 0
         self._chunk_seconds = 0.0
         self._owed = _Owed()
+        self._ready_at: float | None = None
         self._ending = threading.Lock()
         self._writer = threading.Thread(target=self._write, name="engine-commands", daemon=True)
         self._writer.start()
 
     @property
-    def ready(self) -> bool:
-        """True once the engine has been warm."""
-        return self._memory is not None
+    def ready_seconds(self) -> float | None:
+        """Since when the engine has been warm; None if it never was."""
+        return None if self._ready_at is None else time.monotonic() - self._ready_at
 
     @property
     def at_work(self) -> tuple[str, ...]:
@@ -454,26 +471,42 @@ class _Run:
         self._owed.note(command)
         self._outbox.put(command)
 
-    def read(self, handle: Callable[[Event], None], patience: float) -> Failed | None:
+    def read(self, handle: Callable[[Event], None], hang_seconds: float) -> Failed | None:
         """Hand on events until the process is gone or hangs; what it said of its end, if it did."""
+        pid = self.process.pid
+        assert pid is not None, "the process was started"
         with contextlib.suppress(EOFError, OSError):
             while True:
-                if not self._pipe.poll(min(1.0, patience / 2)):
-                    limit = max(patience, 10 * self._chunk_seconds) + 2 * self._chunk_seconds * self._owed.replayed
-                    if (silent := self._owed.seconds()) > limit:
+                quick = max(hang_seconds, HANG_CHUNKS * self._chunk_seconds)
+                pulse = Pulse(lambda: processor_seconds(pid), quick)
+                while not self._pipe.poll(LOOK_SECONDS):
+                    if reason := self._hangs(quick, pulse):
                         self.process.kill()
-                        return Failed(f"the engine did not answer for {silent:.0f} seconds", ours=True)
-                    continue
-                event = self._pipe.recv()
+                        return Failed(reason, ours=True)
+                try:
+                    event = self._pipe.recv()
+                except pickle.UnpicklingError as error:
+                    return Failed(f"the engine died while it spoke: {error}", ours=True)
                 if isinstance(event, Failed):
                     return event
                 handle(self._received(event))
+        return None
+
+    def _hangs(self, quick: float, pulse: Pulse) -> str | None:
+        """Why the engine is taken for dead, None while it is not. To be asked every LOOK_SECONDS while it is silent."""
+        stands_still, silent = pulse.stands_still(), self._owed.seconds()
+        patience = quick if self._owed.is_routine else max(PATIENCE_SECONDS, 2 * quick)
+        if silent > patience + 2 * self._chunk_seconds * self._owed.replayed:
+            return f"the engine did not answer for {silent:.0f} seconds"
+        if silent > quick and stands_still:
+            return f"the engine did nothing for {silent:.0f} seconds"
         return None
 
     def _received(self, event: Any) -> Event:
         self._owed.heard(event)
         if isinstance(event, Ready):
             self._chunk_seconds = max(event.world.chunk_seconds, default=0.0)
+            self._ready_at = time.monotonic()
             handle = reduction.recv_handle(self._pipe)
             self._memory, self._block_bytes = _mapped(handle, event), event.block_bytes
             os.close(handle)
@@ -516,6 +549,11 @@ class _Run:
             end.shutdown(socket.SHUT_RDWR)
 
 
+SURE_CHUNKS = 3
+"""So many chunks after a beginning or a new prompt the next one takes as long as any: the first may have begun before
+it."""
+
+
 class _Owed:
     """Since when the engine owes a chunk and says nothing."""
 
@@ -524,6 +562,7 @@ class _Owed:
         self._credit: Credit | None = None
         self._since = 0.0
         self._moving: dict[str, int] = {}
+        self._unsure: dict[str, int] = {}
 
     def note(self, command: Command) -> None:
         """Count what a command allows; the wait begins when the first session is due."""
@@ -534,6 +573,9 @@ class _Owed:
             match command:
                 case Open(session):
                     self._credit.open(session)
+                    self._unsure[session] = SURE_CHUNKS
+                case Steer(session, control) if control.prompt and session in self._credit:
+                    self._unsure[session] = SURE_CHUNKS
                 case Grant(session, frame):
                     self._credit.grant(session, frame)
                 case Resume(session, data):
@@ -554,6 +596,7 @@ class _Owed:
                     self._credit = Credit(world)
                 case Made(chunk, _, shape) if self._credit:
                     self._credit.made(chunk.session, shape[0])
+                    self._note_made(chunk.session)
                 case Ended(session) | Refused(session) if self._credit:
                     self._forget(session)
                 case Placed(session, chunk) if self._credit:
@@ -563,12 +606,25 @@ class _Owed:
     def _move(self, session: str, chunk: int) -> None:
         assert self._credit is not None, "nothing is counted before the engine is ready"
         self._credit.open(session, chunk)
-        self._moving[session] = chunk
+        self._moving[session], self._unsure[session] = chunk, SURE_CHUNKS
+
+    def _note_made(self, session: str) -> None:
+        if session in self._unsure:
+            self._unsure[session] -= 1
+            if not self._unsure[session]:
+                del self._unsure[session]
 
     def _forget(self, session: str) -> None:
         assert self._credit is not None, "nothing is counted before the engine is ready"
         self._credit.close(session)
         self._moving.pop(session, None)
+        self._unsure.pop(session, None)
+
+    @property
+    def is_routine(self) -> bool:
+        """True when every session's next chunk is one like those that came before."""
+        with self._lock:
+            return not self._unsure
 
     @property
     def replayed(self) -> int:
@@ -596,24 +652,54 @@ def _how(exitcode: int | None) -> str:
 # The engine's process.
 
 
-def _serve(pipe: Connection, factory: str, options: dict[str, Any]) -> None:
+class _Mouth:
+    """The end of the pipe to speak into: one thread at a time, or the server would understand none of them."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+
+    def send(self, said: Any) -> None:
+        """Say something. Raises OSError when no one listens any more."""
+        with self._lock:
+            self._pipe.send(said)
+
+    def send_with_handle(self, said: Any, handle: int) -> None:
+        """Say something, and hand over a file."""
+        with self._lock:
+            self._pipe.send(said)
+            reduction.send_handle(self._pipe, handle, os.getppid())
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process with its parent, even while it hangs and sees no pipe close. Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _serve(pipe: Connection, factory: str, options: dict[str, Any], parent: int) -> None:
     """The process: build, warm, then step whenever a session is due, until the pipe closes."""
+    _die_with(parent)
     # The server ends this process by the pipe; a Ctrl-C in its terminal is not meant for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Read when torch is imported: its threads sleep while they wait, and leave the cores to the encoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prompts = Prompts()
+    prompts.guard_logs()
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     blocks: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, inbox, blocks), daemon=True).start()
+    mouth = _Mouth(pipe)
     try:
         engine = _build(factory, options)
-        world = engine.prewarm(lambda done, total: pipe.send(Progress(done, total)))
-        _Servant(pipe, inbox, blocks, engine, world).run()
+        world = engine.prewarm(lambda done, total: mouth.send(Progress(done, total)))
+        _Servant(mouth, inbox, blocks, engine, world, prompts).run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)
     except Exception as error:  # whatever a model can raise: the server must hear of it in words
-        _confess(pipe, error)
+        _confess(mouth, error, prompts)
 
 
 def _build(factory: str, options: dict[str, Any]) -> Engine:
@@ -621,12 +707,15 @@ def _build(factory: str, options: dict[str, Any]) -> Engine:
     return getattr(importlib.import_module(module), name)(**options)
 
 
-def _confess(pipe: Connection, error: Exception) -> None:
+def _confess(mouth: _Mouth, error: Exception, prompts: Prompts) -> NoReturn:
+    """Say why, and end at once: what is left of an engine that broke may take its time."""
     users = isinstance(error, ValueError | FileNotFoundError)
     if not users:
         log.exception("the engine broke")
+    reason = str(error) if users else f"the engine broke: {type(error).__name__}: {error}"
     with contextlib.suppress(OSError):
-        pipe.send(Failed(str(error) if users else f"the engine broke: {type(error).__name__}: {error}", not users))
+        mouth.send(Failed(prompts.masked(reason), not users))
+    os._exit(1)
 
 
 def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Command]", blocks: "queue.SimpleQueue[int]") -> None:
@@ -645,20 +734,21 @@ class _Servant:
     """The loop of the engine's process. Idle, it blocks on its inbox.
 
     What leaves goes through a thread of its own, which waits for the device and copies frames while the loop
-    already begins the next chunk. That thread alone writes to the pipe.
+    already begins the next chunk.
     """
 
     def __init__(
         self,
-        pipe: Connection,
+        mouth: _Mouth,
         inbox: "queue.SimpleQueue[Command]",
         blocks: "queue.SimpleQueue[int]",
         engine: Engine,
         world: World,
+        prompts: Prompts,
     ) -> None:
         """`blocks` are those of the shared memory that are free; filled here, and as the server gives them back."""
-        self._pipe, self._inbox, self._free, self._engine = pipe, inbox, blocks, engine
-        self._world, self._credit = world, Credit(world)
+        self._mouth, self._inbox, self._free, self._engine = mouth, inbox, blocks, engine
+        self._world, self._credit, self._prompts = world, Credit(world), prompts
         self._block_bytes = max(world.chunk_frames, world.first_chunk_frames) * world.height * world.width * 3
         self._leaving: queue.SimpleQueue[Pending | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
@@ -672,8 +762,7 @@ class _Servant:
         handle = os.memfd_create("chunkcast-frames")
         os.ftruncate(handle, blocks * self._block_bytes + LOGBOOK_BYTES)
         ready = Ready(world, blocks, self._block_bytes)
-        self._pipe.send(ready)
-        reduction.send_handle(self._pipe, handle, os.getppid())
+        self._mouth.send_with_handle(ready, handle)
         memory = _mapped(handle, ready)
         os.close(handle)
         return memory
@@ -709,6 +798,7 @@ class _Servant:
                 self._place_as_told(command)
                 self._logbook.end(session)
             case Steer(session, control) if session in self._credit:
+                self._prompts.note(session, control.prompt)
                 self._engine.control(session, control)
             case Grant(session, frame):
                 self._credit.grant(session, frame)
@@ -728,6 +818,7 @@ class _Servant:
                 self._rewind(session, chunk)
 
     def _open(self, session: str, spec: SessionSpec) -> None:
+        self._prompts.note(session, spec.prompt)
         try:
             self._engine.open(spec)
         except (ValueError, WorldFull) as error:
@@ -742,6 +833,8 @@ class _Servant:
             return Snapped(session, ticket, None, str(error))
 
     def _resume(self, session: str, data: Session) -> None:
+        for prompt in prompts_of(data):
+            self._prompts.note(session, prompt)
         try:
             self._engine.resume(data, session, RESUME_WINDOWS)
         except (ValueError, WorldFull) as error:
@@ -768,26 +861,26 @@ class _Servant:
     def _ship(self) -> None:
         try:
             while True:
-                self._send(leaving := self._leaving.get())
-                if not isinstance(leaving, Refused | Snapped | Placed):
-                    self._logbook.end(leaving.session)
+                self._send(self._leaving.get())
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
         except Exception as error:  # whatever a device can raise: the server must hear of it in words
-            _confess(self._pipe, error)
-            os._exit(1)
+            _confess(self._mouth, error, self._prompts)
 
     def _send(self, leaving: "Pending | Word") -> None:
-        if isinstance(leaving, Word):
-            self._pipe.send(leaving)
+        result = None if isinstance(leaving, Word) else leaving.result()
+        if not isinstance(leaving, Refused | Snapped | Placed):
+            # Before the server hears of it: whatever comes next is not this session's fault.
+            self._logbook.end(leaving.session)
+        if result is None:
+            self._mouth.send(leaving)
             return
-        result = leaving.result()
         if isinstance(result, Ended):
             self._inbox.put(Close(result.session))
-            self._pipe.send(result)
+            self._mouth.send(result)
             return
         block, frames = self._free.get(), result.frames
         assert frames.nbytes <= self._block_bytes, f"a chunk of {frames.nbytes} bytes for {self._block_bytes}"
         room = np.frombuffer(self._memory, np.uint8, frames.size, block * self._block_bytes)
         room.reshape(frames.shape)[...] = frames
-        self._pipe.send(Made(dataclasses.replace(result, frames=NO_FRAMES), block, frames.shape))
+        self._mouth.send(Made(dataclasses.replace(result, frames=NO_FRAMES), block, frames.shape))

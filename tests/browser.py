@@ -80,19 +80,11 @@ class Script:
     def drop(self) -> None:
         self._socket.close(code=1012)
 
-    def welcome(self) -> None:
+    def welcome(self, **changes) -> None:
+        size = {"width": 320, "height": 192, "fps": 16, "chunk_frames": 4}
+        world = {"preset": "tiny", "keys": list("adijklsw"), "image": "optional", **size}
         self.send(
-            "welcome",
-            version=1,
-            session="s1",
-            token="secret",
-            preset="tiny",
-            width=320,
-            height=192,
-            fps=16,
-            chunk_frames=4,
-            keys=list("adijklsw"),
-            ice_servers=[],
+            "welcome", **{"version": 1, "session": "s1", "token": "secret", "ice_servers": [], **world, **changes}
         )
 
     def live(self, seed: int = 7, prompt: str = "a desert") -> None:

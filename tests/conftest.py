@@ -1,4 +1,4 @@
-"""What the tests share: a clock that they turn."""
+"""What the tests share: a clock that they turn, and a server with those who watch it."""
 
 import os
 
@@ -25,3 +25,38 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+async def client():
+    """A client of a server with the fake engine."""
+    from serving import serving  # here, for tests of the engine run where nothing of the server's is installed
+
+    async with serving() as made:
+        yield made
+
+
+@pytest.fixture
+async def player():
+    """A WHEP player that is no browser."""
+    from serving import Player
+
+    made = Player()
+    yield made
+    await made.connection.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Starts servers with the fake engine in processes of their own: `server(**options)`, as serving.Server takes."""
+    from serving import Server
+
+    made = []
+
+    def start(**options):
+        made.append(Server(tmp_path, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()

@@ -1,10 +1,13 @@
-"""An engine without a model: a bar that the keys move over a colour that the prompt chooses."""
+"""An engine without a model: a bar that the keys move over a colour that the prompt chooses, or a picture's corner."""
 
+import ctypes
+import io
 import os
 import time
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from pipeline.chunk import Chunk, Control, Ended, Event, Session, SessionSpec, World, WorldFull
 
@@ -29,13 +32,15 @@ class Ready:
 class FakeEngine:
     """Draws as the contract of pipeline.engine.Engine says; some prompts break it as an engine may break.
 
-    "die" kills the process in its next step, "hang" never returns, "explode" raises, "stop" ends its session, "rot"
-    has nothing that can be kept. The latents of a chunk are where the bar is after it.
+    "die" kills the process in its next step, "hang" never returns, "seize" neither and lets no other thread run,
+    "ponder" takes its time, "explode" raises, "starve" has no memory left, "blurt" and more raises with its words,
+    "stop" ends its session, "rot" has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
-    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail=""):
-        self.world = World("fake", WIDTH, HEIGHT, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule)
-        self.seconds, self.load_seconds, self.fail = seconds, load_seconds, fail
+    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1, image="optional"):
+        size = (WIDTH, HEIGHT, FPS)
+        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image)
+        self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 
     def prewarm(self, progress):
@@ -50,6 +55,8 @@ class FakeEngine:
             raise WorldFull
         if spec.prompt == "refuse":
             raise ValueError("this prompt is refused")
+        if spec.image is None and self.world.image == "required":
+            raise ValueError("there is no picture")
         self.sessions[spec.session] = {
             "spec": spec,
             "prompt": spec.prompt,
@@ -114,6 +121,8 @@ class FakeEngine:
             self.close(session)
             return Ended(session, "the engine gave up this session")
         time.sleep(self.seconds)
+        if state["frame"] == self.spin_at * CHUNK_FRAMES:
+            spin(3600)
         speed = 4 * (("l" in control.keys) - ("j" in control.keys)) + 1
         first, state["frame"] = state["frame"], state["frame"] + CHUNK_FRAMES
         frames = np.stack([self._draw(state, speed) for _ in range(CHUNK_FRAMES)])
@@ -127,7 +136,7 @@ class FakeEngine:
     def _draw(self, state, speed):
         state["x"] = (state["x"] + speed) % WIDTH
         frame = np.empty((HEIGHT, WIDTH, 3), np.uint8)
-        frame[:] = COLOURS.get(state["prompt"].split()[0], (90, 90, 90))
+        frame[:] = corner(state["spec"].image) or COLOURS.get(state["prompt"].split()[0], (90, 90, 90))
         frame[:, state["x"] : state["x"] + 12] = 250
         return frame
 
@@ -136,8 +145,32 @@ class FakeEngine:
             os._exit(3)
         if prompt == "hang":
             time.sleep(3600)
+        if prompt == "seize":
+            ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock
+        if prompt == "ponder":
+            spin(2.5)
         if prompt == "explode":
             raise RuntimeError("out of paint")
+        if prompt == "starve":
+            raise MemoryError("CUDA out of memory")
+        if prompt.startswith("blurt"):
+            raise RuntimeError(f"cannot draw {prompt!r}")
+
+
+def spin(seconds):
+    """Be busy for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def corner(picture):
+    """The colour of a picture's first pixel; the picture must have the world's size, as the server makes it."""
+    if picture is None:
+        return None
+    image = Image.open(io.BytesIO(picture))
+    assert image.size == (WIDTH, HEIGHT), image.size
+    return image.getpixel((0, 0))
 
 
 def build(**options):

@@ -1,4 +1,4 @@
-// Runs in the page before its modules: answers WHEP from within, with a canvas in place of an engine,
+// Runs in the page before its modules: answers WHEP and /api from within, with a canvas in place of an engine,
 // so that the page's tests need neither server nor network. The test speaks through window.studio.
 
 const canvas = Object.assign(document.createElement("canvas"), { width: 320, height: 192 });
@@ -37,10 +37,17 @@ async function answer(offer) {
   return peer.localDescription.sdp;
 }
 
+function answerApi(method, url, authorization) {
+  window.studio.requests.push(`${method} ${url.pathname} ${authorization}`);
+  if (window.studio.refuse) return new Response(window.studio.refuse.body, { status: window.studio.refuse.status });
+  return method === "DELETE" ? new Response(null, { status: 204 }) : Response.json({ image: "0123456789abcdef" });
+}
+
 const realFetch = window.fetch;
 window.fetch = async (input, init = {}) => {
   const url = new URL(input, document.baseURI);
   const method = init.method ?? "GET";
+  if (url.pathname.includes("/api/")) return answerApi(method, url, init.headers.Authorization);
   if (!url.pathname.includes("/whep")) return realFetch(input, init);
   window.studio.requests.push(`${method} ${url.pathname}${url.search}`);
   if (method === "DELETE") return new Response(null, { status: 200 });

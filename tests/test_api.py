@@ -2,28 +2,19 @@
 
 import asyncio
 import json
+import sys
 from dataclasses import replace
 
 import pytest
-from test_server import hear, say, serving, watch
-from test_webrtc import Player
+from fastapi.openapi.models import OpenAPI
+from serving import OTHERS, Player, hear, say, serving, watch
 
 from pipeline.chunk import Session, World
+from pipeline.presets import find_preset
 from stream import api
+from stream.__main__ import main
+from stream.catalogue import Catalogue
 from stream.protocol import MAX_SEED
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
 
 
 async def create(client, **wish):
@@ -178,12 +169,46 @@ async def test_the_document_describes_the_api_and_the_presets_what_is_served(cli
         "/api/sessions/file",
         "/api/sessions/{session}",
         "/api/sessions/{session}/file",
+        "/api/sessions/{session}/image",
     }
     assert document["paths"]["/api/sessions/{session}"]["get"]["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     assert "token" not in json.dumps(document["paths"]["/api/sessions/{session}"]["get"].get("parameters"))
-    (preset,) = (await client.http.get("/api/presets")).json()
-    assert (preset["name"], preset["fps"], preset["slots"]) == ("fake", 16, 2)
+    OpenAPI.model_validate(document)
+    for route in document["paths"].values():
+        for operation in route.values():
+            assert operation["description"] and set(operation["responses"]) > {"400", "404", "503"}
+
+
+async def test_all_presets_are_listed_the_served_one_first(client):
+    fake, large = (await client.http.get("/api/presets")).json()
+    assert (fake["name"], fake["fps"], fake["slots"], fake["served"], fake["image"]) == (
+        "fake",
+        16,
+        2,
+        True,
+        "optional",
+    )
+    assert large == {**OTHERS[0], "served": False, "slots": None}
+
+
+async def test_presets_that_cannot_be_asked_for_are_a_503_with_a_sentence(caplog):
+    broken = Catalogue((sys.executable, "-c", "raise SystemExit('no torch')"))
+    async with serving(catalogue=broken) as client:
+        answer = await client.http.get("/api/presets")
+        assert answer.status_code == 503 and "server's log says why" in answer.json()["detail"]
+    assert "no torch" in caplog.text
+
+
+def test_the_shipped_presets_say_what_they_take(capsys, monkeypatch):
+    two = ("tiny", "wan2.1-1.3b-self-forcing")
+    monkeypatch.setattr("pipeline.presets.PRESETS", {name: find_preset(name) for name in two})
+    assert main(["presets", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert set(OTHERS[0]) == set(listed["tiny"])
+    assert listed["tiny"]["can_serve"] and listed["tiny"]["image"] == "optional" and listed["tiny"]["camera"]
+    plain = listed[two[1]]
+    assert plain["image"] == "none" and not plain["camera"] and (plain["can_serve"] or "GPU" in plain["why"])
 
 
 async def test_the_metrics_count_sessions_by_state(client):

@@ -8,15 +8,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from test_server import hear, serving
+from serving import hear
 
 from stream.client import Recording, Wish, check_url, watch
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
 
 
 def url(client):

@@ -126,6 +126,28 @@ def test_a_key_frame_is_small_enough_for_the_link_of_the_moment(codec):
     assert 8 * key < 0.75 * 200_000
 
 
+@pytest.mark.parametrize("codec", DEPAYLOAD)
+def test_the_first_frames_for_a_link_that_became_narrow_leave_it_room(codec):
+    encoder = LiveEncoder(codec, 16)
+    encoder.target_bitrate = 580_000
+    for number in range(32):
+        encoder.encode(textured(number))
+    encoder.target_bitrate = 200_000
+    frames = [encoder.encode(textured(32 + number), force_keyframe=number == 0)[0] for number in range(4)]
+    sizes = [8 * sum(map(len, frame)) for frame in frames]
+    assert encoder.key_frames == 2 and sizes[0] < 0.1 * 200_000
+    assert sum(sizes) < 4 / 16 * 200_000
+
+
+@pytest.mark.parametrize("codec", DEPAYLOAD)
+def test_after_a_narrow_link_the_picture_has_its_full_rate_again(codec):
+    encoder, sizes = LiveEncoder(codec, 16), []
+    for number in range(32 + 110 + 110):
+        encoder.target_bitrate = 200_000 if 32 <= number < 142 else 580_000
+        sizes.append(sum(map(len, encoder.encode(textured(number % 100), force_keyframe=number == 32)[0])))
+    assert 8 * 16 * np.mean(sizes[200:]) == pytest.approx(580_000, rel=0.3)
+
+
 def test_the_target_stays_within_the_bounds_that_were_configured():
     encoder = LiveEncoder("VP8", 16, Rate(300_000, 900_000))
     encoder.target_bitrate = 1

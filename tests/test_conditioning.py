@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import conditioning, engine
+from pipeline import engine
 from pipeline.chunk import SessionSpec
-from pipeline.conditioning import MASK_CHANNELS, ImageConditioning, read_file, read_image
+from pipeline.conditioning import MASK_CHANNELS, ImageConditioning, read_image
 from pipeline.load import Parts, RandomText
+from pipeline.picture import read_file
 from pipeline.presets import PRESETS, find_preset
 from pipeline.text_encoder import PromptCache
 from pipeline.transformer import Transformer, TransformerConfig
@@ -198,7 +199,7 @@ def test_a_file_that_is_too_large_or_not_there_gets_a_sentence(tmp_path, monkeyp
     path = tmp_path / "a.png"
     path.write_bytes(encoded(halves()))
     assert read_file(path) == path.read_bytes()
-    monkeypatch.setattr(conditioning, "MAX_IMAGE_BYTES", 2**6)
+    monkeypatch.setattr("pipeline.picture.MAX_IMAGE_BYTES", 2**6)
     for read in (lambda: read_file(path), lambda: read_image(path.read_bytes(), 32, 64)):
         with pytest.raises(ValueError, match="MB; send a smaller one"):
             read()

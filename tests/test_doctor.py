@@ -99,14 +99,14 @@ def test_another_presets_weights_do_not_fit(written):
     [(16, doctor.BAD, doctor.LACK), (40, doctor.OK, doctor.LACK), (141, doctor.OK, doctor.OK)],
 )
 def test_it_says_what_fits_the_gpu(monkeypatch, gigabytes, one, two):
-    monkeypatch.setattr(doctor, "_gpu_bytes", lambda: gigabytes * 10**9)
+    monkeypatch.setattr(doctor, "gpu_bytes", lambda: gigabytes * 10**9)
     report = examine("wan2.1-1.3b-longlive")
     assert states(report, "Memory") == {"1 slot": one, "2 slots": two}
     assert report.fine == (one == doctor.OK)
 
 
 def test_without_a_gpu_the_need_is_told_and_nothing_fails(monkeypatch):
-    monkeypatch.setattr(doctor, "_gpu_bytes", lambda: None)
+    monkeypatch.setattr(doctor, "gpu_bytes", lambda: None)
     report = examine("lingbot-world-v2-1.3b")
     assert report.fine and "there is no GPU here to compare with" in str(report)
 

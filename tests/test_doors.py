@@ -5,9 +5,8 @@ import contextlib
 
 import pytest
 import websockets
+from serving import HELLO, Player, hear, say, serving
 from test_api import bearer
-from test_server import HELLO, hear, say, serving
-from test_webrtc import Player
 
 from stream import doors
 from stream.client import Wish, watch
@@ -146,7 +145,7 @@ async def test_a_page_of_another_site_gets_no_socket_and_our_own_does():
 
 
 async def test_a_server_that_closes_lets_no_one_in_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("stream.hub.Hub.close", lambda self, reason: None)  # the moment before it is done
+    monkeypatch.setattr("stream.hub.Hub.close", lambda *_: None)  # the moment before it is done
     player = Player()
     async with serving(sessions=tmp_path) as client, client.page() as page:
         await hear(page, "live")

@@ -169,6 +169,7 @@ def test_prewarm_leaves_the_bits_as_they_were(monkeypatch):
         walk(engine, "watched", chunk)
         engine.step()
     assert world.slots == 2 and len(world.chunk_seconds) == 2
+    assert (world.image, world.camera) == (engine.preset.picture_wanted, True)
     assert torch.equal(cold, latents.of("watched"))
 
 

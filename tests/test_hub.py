@@ -15,13 +15,13 @@ from stream.fairness import ASKED_SECONDS, Fairness
 from stream.hub import (
     FORGIVEN_SECONDS,
     GRACE_SECONDS,
-    KEEP_BYTES_A_SECOND,
-    KEEP_SECONDS,
     MAX_WAITING,
     PICTURE_SECONDS,
     Hub,
 )
+from stream.runs import KEEP_BYTES_A_SECOND, KEEP_SECONDS
 from stream.session import State
+from stream.upload import name_of
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
 
@@ -594,14 +594,15 @@ def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all
         live = [session.engine_name for session in hub._line.live]
         assert sorted(engine.open) == sorted(live), "who is live is open in the engine, and no one else"
     settle(hub, engine, clock)
-    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.values() if not viewer.paused}
+    before = {viewer.session.engine_name: viewer.made for viewer in hub._runs.viewers if not viewer.paused}
     pass_by(hub, engine, clock, "play")
-    for name, viewer in hub._runs.items():
+    for viewer in hub._runs.viewers:
+        name = viewer.session.engine_name
         assert viewer.paused or name not in before or viewer.made > before[name], "who looks sees the world go on"
     for page in pages:
         hub.leave(page.viewer)
     settle(hub, engine, clock)
-    assert not engine.open and not hub._viewers and not hub._runs and hub.has_room
+    assert not engine.open and not hub._viewers and not hub._runs.viewers and hub.has_room
 
 
 def pass_by(hub, engine, clock, event):
@@ -609,7 +610,7 @@ def pass_by(hub, engine, clock, event):
         for _ in range(4):
             engine.make()
             settle(hub, engine, clock)
-            for viewer in list(hub._runs.values()):
+            for viewer in hub._runs.viewers:
                 while viewer.pacer and len(viewer.pacer):
                     hub.took(viewer, viewer.pacer.pop())
             pass_time(hub, clock, 1)
@@ -660,3 +661,46 @@ def settle(hub, engine, clock):
     while engine.answers:
         hub.happen(engine.answers.pop(0))
     hub.tick()
+
+
+def test_who_comes_back_to_a_paused_world_hears_that_it_stands(hub, engine):
+    page = Page(hub)
+    page.says(protocol.Pause(seq=3))
+    hub.lose(page.viewer, page.hear)
+    page.heard.clear()
+    hub.return_(page.viewer, page.hear)
+    assert page.types() == ["welcome", "live", "paused"] and page.last(protocol.Paused).seq == 3
+
+
+def test_a_live_viewer_sees_the_turn_run_out_but_only_while_others_wait(engine, clock, drawer):
+    hub = open_hub(engine, clock, drawer, turn=60)
+    page, _ = Page(hub), Page(hub)
+    pass_time(hub, clock, 1)
+    assert page.last(protocol.Stats).turn_seconds is None
+    Page(hub)
+    pass_time(hub, clock, 2)
+    assert page.last(protocol.Stats).turn_seconds == 57
+
+
+def test_a_world_that_needs_pictures_lets_those_who_have_none_wait_and_no_one_wait_for_them(engine, clock, drawer):
+    hub = Hub(engine, clock=clock, archive=drawer, fairness=Fairness(turn=60))
+    hub.happen(worker.Ready(replace(WORLD, image="required", slots=1), 1, 1))
+    first, second = Page(hub), Page(hub)
+    assert first.last(protocol.Queued).needs_picture and first.last(protocol.Welcome).image == "required"
+    second.viewer.picture = b"a picture"
+    second.says(protocol.Restart(seq=1, image=name_of(b"a picture")))
+    assert second.types()[-2:] == ["live", "received"]
+    assert engine.of(worker.Open)[-1].spec.image == b"a picture"
+    pass_time(hub, clock, 5)
+    assert second.last(protocol.Stats).turn_seconds is None
+    with pytest.raises(protocol.ProtocolError, match="no such picture"):
+        second.says(protocol.Restart(seq=2, image="0" * 16))
+    assert second.viewer.session.run == 1 and second.viewer.session.sequence == 1
+
+
+def test_a_parked_world_keeps_its_picture(hub, engine, drawer):
+    kept = data()
+    kept = replace(kept, spec=replace(kept.spec, image=b"a picture"))
+    viewer = hub.resume("t" * 32, kept, lambda message: None)
+    hub.obey(viewer, protocol.Restart(seq=1))
+    assert engine.of(worker.Open)[-1].spec.image == b"a picture"

@@ -5,7 +5,8 @@ import re
 import socket
 
 import pytest
-from test_webrtc import FPS, FakeFeed, Player
+from serving import Player
+from test_webrtc import FPS, FakeFeed
 
 from stream.ice import NoFreePort, Reach, parse_ports, parse_server
 from stream.protocol import IceServer

@@ -6,7 +6,7 @@ import pytest
 
 from stream import limits
 
-MODULES = ("__main__", "api", "archive", "doors", "hub", "protocol", "server", "webrtc", "whep")
+MODULES = ("__main__", "api", "archive", "doors", "frames", "hub", "protocol", "server", "upload", "webrtc", "whep")
 
 
 def test_the_table_is_that_of_the_code(capsys):

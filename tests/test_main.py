@@ -1,5 +1,6 @@
 """stream/__main__.py: what the command line says to its users, and that Ctrl-C leaves nothing behind."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -7,8 +8,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -24,74 +23,9 @@ from stream.ice import Reach
 from stream.protocol import IceServer
 from stream.webrtc import Media
 
-TESTS = Path(__file__).parent
-SERVE_FAKE = """
-import sys
-from pathlib import Path
-from stream.__main__ import _listening, serve
-if __name__ == "__main__":
-    with _listening({host!r}, 0) as listener:
-        sys.exit(serve(listener, "fake_engine:build", {options}, tls={tls!r}, sessions={sessions}))
-"""
 
-
-class Server:
-    """A server with the fake engine in a process of its own."""
-
-    def __init__(self, folder, host="127.0.0.1", tls=None, sessions=None, **options):
-        script = folder / "serve_fake.py"
-        script.write_text(
-            SERVE_FAKE.format(options=options, host=host, tls=tls, sessions=sessions and f"Path({str(sessions)!r})")
-        )
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-        self.process = subprocess.Popen(
-            [sys.executable, script],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def line(self):
-        return self.process.stdout.readline()
-
-    def children(self):
-        """The living processes of this group but the server, as (number, command)."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.process.pid:
-                try:
-                    state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                    if int(group) == self.process.pid and state != "Z":
-                        found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
-
-    def end(self, number, seconds=2.0):
-        """Send a signal to the whole group, as a terminal does; what was printed on stderr."""
-        os.killpg(self.process.pid, number)
-        _, errors = self.process.communicate(timeout=seconds)
-        return errors
-
-    def kill(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-
-@pytest.fixture
-def server(tmp_path):
-    made = []
-
-    def start(**options):
-        made.append(Server(tmp_path, **options))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.kill()
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
 
 
 def all_gone(server, seconds=1.0):
@@ -109,15 +43,16 @@ def test_one_signal_ends_a_server_with_a_viewer_within_two_seconds_without_a_wor
     one = server()
     url = re.search(r"http://\S+", one.line())[0]
     assert one.line().startswith(f"Ready: {url}")
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    before = shared_memory()
     with connect(url.replace("http", "ws") + "/ws") as page:
         page.send('{"type": "hello", "version": 1, "prompt": "red"}')
         assert '"welcome"' in page.recv(timeout=5)
         assert one.end(number) == ""
-        assert "closing" in [*page][-1]
+        last = json.loads([*page][-1])
+        assert last["type"] == "ended" and "closing" in last["reason"] and "keeps no worlds" in last["reason"]
     assert one.process.returncode == 0
     assert all_gone(one)
-    assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()) <= before
+    assert shared_memory() <= before
 
 
 def test_sigterm_parks_a_world_as_it_is_for_the_next_server_within_five_seconds(server, tmp_path):
@@ -157,14 +92,31 @@ def test_ctrl_c_ends_a_server_whose_engine_still_loads(server):
     assert all_gone(one)
 
 
-def test_the_engine_goes_when_the_server_is_killed(server):
+@contextlib.contextmanager
+def page_of(url, prompt):
+    """A page whose world has begun."""
+    from websockets.sync.client import connect
+
+    with connect(url.replace("http", "ws") + "/ws") as page:
+        page.send(json.dumps({"type": "hello", "version": 1, "prompt": prompt}))
+        while '"live"' not in page.recv(timeout=5):
+            pass
+        yield page
+
+
+@pytest.mark.parametrize("prompt", ["red", "hang", "seize"])
+def test_the_engine_goes_when_the_server_is_killed_whatever_it_does(server, prompt):
+    before = shared_memory()
     one = server()
+    url = re.search(r"http://\S+", one.line())[0]
     one.line()
-    one.line()
-    assert one.children()
-    os.kill(one.process.pid, signal.SIGKILL)
-    one.process.wait()
-    assert all_gone(one, seconds=3)
+    with page_of(url, prompt):
+        time.sleep(0.3)
+        assert one.children()
+        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+        assert all_gone(one, seconds=3)
+    assert shared_memory() <= before
 
 
 def test_an_engine_that_cannot_be_built_ends_the_server_with_its_sentence(server):

@@ -47,6 +47,11 @@ def wait_for_state(page, state):
     page.wait_for_function("state => document.documentElement.dataset.state === state", arg=state, timeout=8000)
 
 
+def stats(script, **changes):
+    told = {"fps": 16, "chunk_ms": 90, "lead_ms": 0, "viewers": 1, "waiting": 0, "dropped": 0, "late": 0, "chunk": 0}
+    script.send("stats", **{**told, "turn_seconds": None, **changes})
+
+
 def held(script):
     return script.of("keys")[-1]["held"] if script.of("keys") else None
 
@@ -84,7 +89,7 @@ def test_a_seed_that_cannot_be_is_left_to_the_server(visit, seed):
 def test_a_live_session_plays_its_picture_and_shows_seed_and_rate(live):
     page, _ = live()
     assert page.evaluate("studio.requests") == ["POST /whep?session=secret"]
-    assert page.inner_text("#seed-number") == "7"
+    assert page.input_value("#seed") == "7"
     page.wait_for_function("parseFloat(document.getElementById('fps').textContent) > 8")
 
 
@@ -379,10 +384,113 @@ def test_a_new_world_keeps_the_words_and_the_peer_and_changes_the_seed(live):
     restart = script.of("restart")[0]
     assert restart["prompt"] == "a desert" and restart["seed"] != 7
     script.live(seed=restart["seed"])
-    page.wait_for_function(
-        "seed => document.getElementById('seed-number').textContent === seed", arg=str(restart["seed"])
-    )
+    page.wait_for_function("seed => document.getElementById('seed').value === seed", arg=str(restart["seed"]))
     assert page.evaluate("studio.requests.length") == 1
+    assert restart["image"] == "none"
+
+
+def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
+    page, script = live()
+    page.keyboard.press(" ")
+    script.wait(lambda: script.of("pause"), "space pauses")
+    script.send("paused", seq=script.of("pause")[0]["seq"], chunk=41)
+    page.wait_for_function("document.getElementById('state').textContent === 'paused'")
+    page.click("#go-on")
+    script.wait(lambda: script.of("unpause"), "the button on the picture goes on")
+    assert page.is_hidden("#go-on") and page.inner_text("#state") == "live"
+    stats(script, chunk=40, lead_ms=500)  # a chunk plays 0.25 s
+    page.wait_for_function("document.getElementById('company').hidden")
+    page.keyboard.press("Backspace")
+    page.focus("#back")
+    page.keyboard.press("Enter")
+    script.wait(lambda: len(script.of("rewind")) == 2, "a key and a button go back")
+    assert [message["chunk"] for message in script.of("rewind")] == [18, 0]
+    page.click("#start")
+    script.wait(lambda: script.of("restart"), "the world begins again")
+    assert "seed" not in script.of("restart")[0] and "image" not in script.of("restart")[0]
+    page.fill("#seed", "-3")
+    page.press("#seed", "Enter")
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('A seed is a whole number')")
+    page.fill("#seed", "1234")
+    page.press("#seed", "Enter")
+    script.wait(lambda: len(script.of("restart")) == 2, "a seed that was typed begins its world")
+    assert script.of("restart")[1]["seed"] == 1234
+    page.click("#park")
+    script.wait(lambda: script.of("park"), "the world is parked")
+    script.send("parked", reason="You parked this world.", by_itself=None)
+    page.click("#veil-other")
+    page.wait_for_function("studio.requests.at(-1) === 'DELETE /api/sessions/s1 Bearer secret'")
+    page.click("#veil-action")
+    script.wait(lambda: len(script.of("hello")) == 2, "another world begins")
+    assert "token" not in script.of("hello")[1]
+
+
+PICTURE = """kind => {
+  const transfer = new DataTransfer();
+  const type = { png: "image/png", txt: "text/plain" }[kind];
+  transfer.items.add(new File(["not looked at here"], `a.${kind}`, { type }));
+  return transfer;
+}"""
+
+
+def test_a_picture_is_chosen_dropped_or_pasted_and_a_world_begins_with_it(live):
+    page, script = live()
+    page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"bytes"})
+    script.wait(lambda: script.of("restart"), "a chosen picture")
+    assert page.evaluate("studio.requests.at(-1)") == "PUT /api/sessions/s1/image Bearer secret"
+    assert script.of("restart")[0]["image"] == "0123456789abcdef"
+    script.send("received", seq=script.of("restart")[0]["seq"])
+    page.wait_for_function("document.getElementById('notice').textContent.includes('begins with your picture')")
+    page.evaluate(f"dispatchEvent(new DragEvent('drop', {{ dataTransfer: ({PICTURE})('png'), cancelable: true }}))")
+    script.wait(lambda: len(script.of("restart")) == 2, "a dropped picture")
+    page.evaluate(f"dispatchEvent(new ClipboardEvent('paste', {{ clipboardData: ({PICTURE})('png') }}))")
+    script.wait(lambda: len(script.of("restart")) == 3, "a pasted picture")
+    page.evaluate("studio.refuse = { status: 400, body: JSON.stringify({ detail: 'the image is damaged' }) }")
+    page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"bytes"})
+    page.wait_for_function("document.getElementById('notice').textContent === 'the image is damaged'")
+    page.evaluate(f"dispatchEvent(new DragEvent('drop', {{ dataTransfer: ({PICTURE})('txt'), cancelable: true }}))")
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('a.txt is no picture')")
+    assert len(script.of("restart")) == 3 and page.evaluate("document.documentElement.dataset.state") == "live"
+
+
+def test_a_world_that_needs_a_picture_asks_for_it_and_the_line_can_be_left(visit):
+    page, script = visit()
+    script.send("queued", place=1, waiting=1, reason="It begins with a picture.", needs_picture=True)
+    page.wait_for_function("document.getElementById('veil-action').textContent === 'Choose a picture'")
+    with page.expect_file_chooser() as chooser:
+        page.click("#veil-action")
+    chooser.value.set_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"bytes"})
+    script.wait(lambda: script.of("restart"), "it is sent")
+    script.send("queued", place=1, waiting=1, reason="All places are taken.")
+    page.click("#veil-other")
+    script.wait(lambda: script.of("leave"), "the line is left")
+    script.send("ended", reason="You left.")
+    page.wait_for_function("document.getElementById('veil-title').textContent === 'You have left the line'")
+    page.wait_for_timeout(1000)
+    assert len(script.of("hello")) == 1, "it does not come back by itself"
+
+
+def test_a_world_without_a_camera_shows_no_keys_and_one_without_pictures_no_button(visit):
+    page, script = visit()
+    script.welcome(keys=[], image="none")
+    script.live()
+    wait_for_state(page, "live")
+    assert page.is_hidden("#walk") and page.is_hidden("#look") and page.is_hidden("#picture")
+    page.keyboard.press("w")
+    page.wait_for_timeout(100)
+    assert not script.of("keys")
+
+
+def test_a_paused_world_that_is_come_back_to_says_how_it_goes_on(visit):
+    page, script = visit()
+    page.evaluate("studio.drawing = false")
+    script.live()
+    script.send("paused", seq=4, chunk=7)
+    page.wait_for_function("document.getElementById('veil-title').textContent === 'Your world stands still'")
+    page.click("#veil-action")
+    script.wait(lambda: script.of("unpause"), "it goes on")
+    page.evaluate("studio.drawing = true")
+    wait_for_state(page, "live")
 
 
 def test_share_copies_a_link_that_leads_to_this_world(live):
@@ -416,7 +524,8 @@ def test_leaving_the_page_gives_the_slot_back_at_once(live):
     assert page.evaluate("studio.requests.at(-1)") == "DELETE /whep/1"
 
 
-SIZES = [(360, 640), (390, 844), (640, 360), (844, 390), (768, 1024), (1440, 900), (3840, 2160)]
+WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1280, 720), (1440, 900), (3840, 2160)]
+SIZES = [(360, 640), (390, 844), (768, 1024), *WIDE]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -424,7 +533,10 @@ def test_no_control_leaves_the_screen_or_covers_another(visit, size):
     page, script = visit(viewport={"width": size[0], "height": size[1]})
     script.live(seed=4294967295)
     script.send("scene", text="desert, columns, dusk", unknown_words=["dragon"])
+    stats(script, viewers=2, waiting=3, turn_seconds=59)
     wait_for_state(page, "live")
+    page.evaluate("document.getElementById('latency').hidden = false")
+    page.wait_for_function("document.getElementById('turn-left').textContent === '0:59'")
     boxes = page.eval_on_selector_all(
         "header > *, .key, .line",
         "all => all.map(one => [one.className || one.id, one.getBoundingClientRect().toJSON()])",
@@ -450,6 +562,26 @@ def test_after_a_broken_connection_the_page_comes_back_with_its_token_and_counts
     assert "about 2 minutes" in page.inner_text("#veil-text")
     script.live()
     wait_for_state(page, "live")
+
+
+def test_when_the_network_is_another_one_the_page_comes_back_with_its_token_and_a_new_offer(live):
+    page, script = live()
+    page.context.set_offline(True)
+    page.context.set_offline(False)
+    script.wait(lambda: len(script.of("hello")) == 2, "it opens another connection at once", limit_ms=1000)
+    assert script.of("hello")[1]["token"] == "secret"
+    script.live()
+    page.wait_for_function("studio.requests.map(one => one.split(' ')[0]).join() === 'POST,DELETE,POST'")
+    wait_for_state(page, "live")
+
+
+def test_a_live_page_that_hears_nothing_for_a_while_opens_another_connection(live):
+    page, script = live()
+    stats(script)
+    page.wait_for_timeout(200)
+    page.evaluate("{ const real = performance.now.bind(performance); performance.now = () => real() + 7000; }")
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    assert script.of("hello")[1]["token"] == "secret"
 
 
 def test_an_ended_session_is_not_come_back_to(live):

@@ -2,7 +2,8 @@
 
 import pytest
 from aiortc.rtp import HeaderExtensionsMap, unpack_header_extensions
-from test_webrtc import FPS, FakeFeed, Player
+from serving import Player
+from test_webrtc import FPS, FakeFeed
 
 from stream.playout import CALM_SECONDS, URI, Bounds, PlayoutDelay, packed
 from stream.webrtc import Media, Peer, check_offer

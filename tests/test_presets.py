@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import UMT5_XXL, _umt5
+from pipeline.chunk import PICTURES
 from pipeline.presets import PRESETS, find_preset
 from pipeline.transformer import Transformer
 from pipeline.vae import WanVAE
@@ -190,3 +191,10 @@ def test_the_full_size_text_encoder_has_exactly_the_published_shapes():
 def test_a_preset_that_does_not_exist_lists_those_that_do():
     with pytest.raises(ValueError, match="there are tiny, lingbot-world-fast"):
         find_preset("tiyn")
+
+
+def test_a_preset_says_whether_it_takes_a_picture_in_the_words_of_the_service():
+    words = {preset.name: preset.picture_wanted for preset in PRESETS.values()}
+    assert set(words.values()) == set(PICTURES)
+    assert words["tiny"] == "optional" and words["lingbot-world-fast"] == "required"
+    assert words["wan2.1-1.3b-self-forcing"] == "none"

@@ -58,6 +58,15 @@ def test_a_flood_of_requests_lowers_the_rate_though_no_loss_is_reported():
     assert rate.target == 225_000 and not rate.is_calm
 
 
+def test_a_sudden_fall_of_the_estimate_is_known_and_the_first_one_is_none(clock):
+    rate = Rate(100_000, 4_000_000, clock)
+    for estimate in (500_000, 800_000, 650_000, 600_000, 500_000):
+        rate.hear_estimate(estimate)
+    assert rate.fell_at < 0
+    rate.hear_estimate(300_000)
+    assert rate.fell_at == clock()
+
+
 def test_the_estimate_is_taken_within_the_bounds_only():
     rate = Rate(300_000, 800_000)
     rate.hear_estimate(1)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_webrtc import FPS, FakeFeed, Player
+from serving import Player
+from test_webrtc import FPS, FakeFeed
 
 from stream.rate import Rate
 from stream.resend import AGAIN_SECONDS, KEY_SECONDS, SHARE, Resends
@@ -17,9 +18,11 @@ def keys():
 
 @pytest.fixture
 def resends(clock, keys):
-    rate = Rate(100_000, 4_000_000)
+    rate = Rate(100_000, 4_000_000, clock)
     rate.hear_estimate(400_000)
-    return Resends(rate, lambda: keys.append(clock()), clock)
+    made = Resends(rate, lambda: keys.append(clock()), clock, lambda: made.keyed_at)
+    made.rate, made.keyed_at = rate, float("-inf")
+    return made
 
 
 def test_a_lost_packet_is_sent_again_and_once_more_only_after_a_while(resends, clock):
@@ -37,6 +40,25 @@ def test_what_is_old_is_not_sent_again_but_made_up_for_by_one_key_frame(resends,
     assert not resends.allow(3, 1000, 2.5)
     assert len(keys) == 1
     assert resends.allow(4, 1000, 0.5)
+
+
+def test_on_a_link_that_became_narrow_a_key_frame_comes_for_what_was_lost(resends, clock, keys):
+    resends.rate.hear_estimate(250_000)
+    assert not resends.allow(1, 1000, 0.1) and not resends.allow(2, 1000, 0.2) and len(keys) == 1
+    clock.advance(0.1)
+    assert resends.allow(9, 1000, 0.05), "what belongs to the key frame is sent again"
+    clock.advance(2)
+    assert resends.allow(20, 1000, 0.1) and len(keys) == 1
+
+
+def test_nothing_from_before_a_key_frame_is_sent_again_whatever_that_was_made_for(resends, clock, keys):
+    resends.keyed_at = clock()
+    resends.rate.hear_estimate(250_000)
+    clock.advance(0.05)
+    assert not resends.allow(1, 1000, 0.1)
+    resends.keyed_at = clock()
+    clock.advance(0.05)
+    assert resends.allow(2, 1000, 0.02) and not keys, "the key frame of the fall was made already"
 
 
 def test_while_packets_are_sent_again_no_key_frame_is_needed(resends, keys):

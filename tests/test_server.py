@@ -2,98 +2,15 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import socket
 
-import httpx
 import pytest
-import uvicorn
 import websockets
-from test_webrtc import Player
+from serving import HELLO, Player, hear, say, serving, watch
 
-from stream.doors import Impatient
-from stream.server import FLOOD, Service, create_app
-
-HELLO = {"type": "hello", "version": 1, "prompt": "red", "seed": 7}
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handlers, which belong to the main program."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
-class Client:
-    """A server on a free port, and the ways to talk to it."""
-
-    def __init__(self, service, port):
-        self.service, self.port = service, port
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
-
-    @contextlib.asynccontextmanager
-    async def page(self, **changes):
-        async with websockets.connect(f"ws://127.0.0.1:{self.port}/ws") as page:
-            await say(page, **{**HELLO, **changes})
-            yield page
-
-    async def post(self, path, offer, **headers):
-        return await self.http.post(path, content=offer, headers={"Content-Type": "application/sdp", **headers})
-
-    async def ready(self):
-        async with asyncio.timeout(10):
-            while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
-                await asyncio.sleep(0.05)
-
-
-async def say(page, **message):
-    await page.send(json.dumps(message))
-
-
-async def hear(page, kind, seconds=10):
-    """The next message of a type."""
-    async with asyncio.timeout(seconds):
-        while True:
-            message = json.loads(await page.recv())
-            if message["type"] == kind:
-                return message
-
-
-@contextlib.asynccontextmanager
-async def serving(**options):
-    """A client of a service with the fake engine; `options` are the Service's."""
-    service = Service("fake_engine:build", {}, **options)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        settings = {"ws": "auto", "http": Impatient, "log_level": "error", "timeout_graceful_shutdown": 1}
-        config = uvicorn.Config(create_app(service), **settings)
-        server = QuietServer(config)
-        task = asyncio.ensure_future(server.serve([listener]))
-        made = Client(service, listener.getsockname()[1])
-        async with asyncio.timeout(10):
-            while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
-                await asyncio.sleep(0.01)
-        await made.ready()
-        yield made
-        await made.http.aclose()
-        server.should_exit = True
-        await task
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
+from stream import serve
+from stream.server import FLOOD
 
 
 async def test_a_viewer_sees_and_steers_and_closing_the_page_lets_the_next_one_in(client, player):
@@ -112,13 +29,6 @@ async def test_a_viewer_sees_and_steers_and_closing_the_page_lets_the_next_one_i
             applied = await hear(first, "applied")
             assert applied["seq"] == 1 and applied["rtp"] is not None
         assert (await hear(third, "live"))["prompt"] == "blue"
-
-
-async def watch(client, player, token):
-    answer = await client.post(f"/whep?session={token}", await player.offer())
-    assert answer.status_code == 201
-    await player.take(answer.text)
-    await player.frames_there(8)
 
 
 async def test_a_viewer_in_line_is_told_to_ask_for_the_picture_later(client, player):
@@ -238,22 +148,39 @@ async def test_a_token_that_no_one_has_begins_a_new_world(client):
         assert (await hear(page, "live"))["prompt"] == "green"
 
 
-async def test_a_world_goes_on_after_the_engine_was_killed(client, player):
-    async with client.page() as page:
-        token = (await hear(page, "welcome"))["token"]
-        await walked(page, player, client, token)
-        async with asyncio.timeout(10):
-            while client.service.hub.find(token).session.data is None:  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.05)
-        kept = client.service.hub.find(token).session.data.chunk
-        began = asyncio.get_running_loop().time()
+def broken(client, page, how):
+    """The engine comes to an end: by a signal, or over what the page asks for."""
+    if how == "kill -9":
         os.kill(client.service._engine.pid, signal.SIGKILL)
-        assert (await hear(page, "queued"))["restoring"]
+        return asyncio.sleep(0)
+    return say(page, type="prompt", seq=1, text=how)
+
+
+@pytest.mark.parametrize("how", ["kill -9", "hang", "explode", "starve"])
+async def test_however_the_engine_ends_a_world_goes_on_with_the_picture_it_had(client, player, monkeypatch, how):
+    monkeypatch.setattr("stream.hub.KEEP_SECONDS", 0.3)
+    monkeypatch.setattr("stream.runs.KEEP_SECONDS", 0.3)
+    clock, other = asyncio.get_running_loop().time, Player()
+    async with client.page() as page, client.page(prompt="green") as guilty:
+        token, its = (await hear(page, "welcome"))["token"], (await hear(guilty, "welcome"))["token"]
+        await walked(page, player, client, token)
+        await watch(client, other, its)
+        viewer = client.service.hub.find(token)
+        async with asyncio.timeout(10):
+            while viewer.session.data is None:  # noqa: ASYNC110  it is told to no one
+                await asyncio.sleep(0.05)
+        kept, shown, began = viewer.session.data.chunk, len(player.frames), clock()
+        await broken(client, guilty, how)
+        queued = await hear(page, "queued")
+        noticed = clock() - began
+        assert queued["restoring"] and "starting again" in queued["reason"]
         await hear(page, "live")
         await say(page, type="keys", seq=2, held=["j"])
         applied = await hear(page, "applied")
-        print(f"kill to picture: {asyncio.get_running_loop().time() - began:.2f} s")
-        assert applied["seq"] == 2 and applied["chunk"] >= kept > 0
+        print(f"{how}: noticed after {noticed:.2f} s, picture after {clock() - began:.2f} s")
+        assert noticed < 2.5 and applied["seq"] == 2 and applied["chunk"] >= kept > 0
+        await player.frames_there(shown + 4)
+    await other.connection.close()
 
 
 async def test_a_world_that_kills_the_engine_twice_ends_and_the_other_goes_on(client):
@@ -301,3 +228,28 @@ async def test_the_page_and_only_the_page_is_served(client):
     for path in ("/__init__.py", "/nothing.js", "/..%2fpyproject.toml", "/%2e%2e/stream/server.py"):
         assert (await client.http.get(path)).status_code == 404, path
     assert (await client.http.get("/healthz")).text == "ok\n"
+
+
+async def test_a_page_that_vanishes_without_a_word_is_noticed_within_five_seconds(monkeypatch):
+    assert serve.PING_SECONDS + serve.PONG_SECONDS <= 5
+    monkeypatch.setattr(serve, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(serve, "PONG_SECONDS", 0.5)
+    async with serving() as client, client.page() as page:
+        viewer = client.service.hub.find((await hear(page, "welcome"))["token"])
+        await asyncio.sleep(1)
+        assert viewer.session.lost_at is None, "who answers stays"
+        page.transport.pause_reading()
+        async with asyncio.timeout(1.5):
+            while viewer.session.lost_at is None:  # noqa: ASYNC110  it is told to no one
+                await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_keeps_no_worlds_says_so_when_it_closes(client, player):
+    async with client.page() as page:
+        token = (await hear(page, "welcome"))["token"]
+        await walked(page, player, client, token)
+        async with asyncio.timeout(10):
+            while client.service.hub.find(token).session.data is None:  # noqa: ASYNC110  it is told to no one
+                await asyncio.sleep(0.05)
+        await client.service.drain()
+        assert (await hear(page, "ended"))["reason"].endswith("It keeps no worlds, so this one is over.")

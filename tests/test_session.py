@@ -212,3 +212,15 @@ def test_a_bucket_lets_through_a_burst_then_the_rate(clock):
     assert bucket.refused == 5
     clock.advance(0.5)
     assert [bucket.take() for _ in range(25)].count(True) == 5
+
+
+def test_a_flood_that_goes_on_is_known_as_one_and_who_is_a_little_too_quick_is_not(clock):
+    def sends(each_second, seconds):
+        bucket = Bucket(60, 120, clock)
+        for _ in range(each_second * seconds):
+            clock.advance(1 / each_second)
+            bucket.take()
+        return bucket.refused
+
+    assert sends(2000, 1) > 600
+    assert sends(70, 60) < 10

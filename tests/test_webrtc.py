@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc import RTCRtpSender
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, RtcpReceiverInfo, RtcpRrPacket, pack_remb_fci
+from serving import Player
 
 from pipeline.chunk import Chunk
 from stream.codec import LiveEncoder
@@ -41,46 +42,6 @@ class FakeFeed:
 
     def sent(self, paced, rtp):
         self.told.append((paced, rtp))
-
-
-class Player:
-    """aiortc as a WHEP player."""
-
-    def __init__(self):
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self.frames, self._came = [], asyncio.Event()
-        self.connection.on("track", lambda track: asyncio.ensure_future(self._watch(track)))
-
-    async def offer(self, *kinds):
-        for kind in kinds or ("video",):
-            self.connection.addTransceiver(kind, direction="recvonly")
-        await self.connection.setLocalDescription(await self.connection.createOffer())
-        return self.connection.localDescription.sdp
-
-    async def take(self, answer):
-        await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
-
-    async def _watch(self, track):
-        try:
-            while True:
-                frame = await track.recv()
-                self.frames.append((time.monotonic(), frame))
-                self._came.set()
-        except MediaStreamError:
-            pass
-
-    async def frames_there(self, count, seconds=10):
-        async with asyncio.timeout(seconds):
-            while len(self.frames) < count:
-                self._came.clear()
-                await self._came.wait()
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])

@@ -5,8 +5,7 @@ import json
 import socket
 
 import pytest
-from test_server import Client, hear, say, serving
-from test_webrtc import Player
+from serving import Client, Player, hear, say, serving
 
 from stream.ice import Reach
 from stream.protocol import MAX_SEED, IceServer
@@ -15,19 +14,6 @@ from stream.webrtc import Media
 ORIGIN = "https://player.example.org"
 TURN = IceServer(urls=("turn:turn.example.org:3478",), username="me", credential='a"b\\c')
 SDPFRAG = {"Content-Type": "application/trickle-ice-sdpfrag"}
-
-
-@pytest.fixture
-async def client():
-    async with serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def player():
-    made = Player()
-    yield made
-    await made.connection.close()
 
 
 async def patch(client: Client, location, body, **headers):

@@ -192,9 +192,9 @@ def test_an_engine_that_makes_a_past_once_more_is_given_time_for_it(clock):
 class Harness:
     """A worker with the fake engine, and its events in order."""
 
-    def __init__(self, patience=20.0, **options):
+    def __init__(self, **options):
         self.events = queue.Queue()
-        self.worker = Worker("fake_engine:build", options, self.events.put, patience)
+        self.worker = Worker("fake_engine:build", options, self.events.put)
         self.worker.start()
 
     def next(self, kind, seconds=10.0):
@@ -303,12 +303,38 @@ def test_an_engine_that_dies_is_replaced_and_leaves_no_process_and_no_shared_mem
     assert shared_memory() == before
 
 
-def test_an_engine_that_hangs_is_replaced(harness):
-    one = harness(patience=0.4)
+@pytest.mark.parametrize("prompt", ["hang", "seize"])
+def test_an_engine_that_hangs_over_a_prompt_is_noticed_within_two_seconds_and_replaced(harness, prompt):
+    one = harness()
     one.next(Ready)
-    one.open("a", "hang")
+    one.open("a", "red")
+    one.next(Chunk)
+    one.worker.send(Steer("a", Control(1, frozenset(), prompt)))
+    one.worker.send(Grant("a", 8))
+    began = time.monotonic()
+    died = one.next(Died)
+    assert "did nothing" in died.reason and died.at_work == ("a",)
+    assert time.monotonic() - began < 2.2  # and a little for a busy machine
+    one.next(Ready)
+
+
+def test_an_engine_whose_next_chunk_does_not_come_is_noticed_within_two_seconds_though_it_is_busy(harness):
+    one = harness(spin_at=5)
+    one.next(Ready)
+    one.open("a", "red", grant=20)
+    for _ in range(5):
+        one.next(Chunk)
+    began = time.monotonic()
+    one.worker.send(Grant("a", 24))
     assert "did not answer" in one.next(Died).reason
+    assert time.monotonic() - began < 2.2
+
+
+def test_an_engine_at_work_on_a_new_prompt_is_given_time(harness):
+    one = harness()
     one.next(Ready)
+    one.open("a", "ponder")
+    assert one.next((Chunk, Died)).session == "a"
 
 
 def test_an_engine_that_never_worked_is_not_tried_again_and_says_why(harness):
@@ -388,7 +414,7 @@ def test_what_cannot_be_kept_resumed_or_taken_back_is_said_in_a_sentence(harness
     assert one.next(Chunk).session == "c"
 
 
-@pytest.mark.parametrize("prompt", ["explode", "die", "burst"])
+@pytest.mark.parametrize("prompt", ["explode", "die", "burst", "starve"])
 def test_a_death_names_the_session_that_was_at_work_and_no_idle_one(harness, prompt):
     one = harness()
     one.next(Ready)

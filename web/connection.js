@@ -11,6 +11,7 @@ export class Connection {
   #socket = null;
   #failures = 0;
   #timer = 0;
+  #wanted = false;
 
   /**
    * @param {string} url of /ws
@@ -22,8 +23,14 @@ export class Connection {
     this.#handlers = handlers;
   }
 
+  /** True from open() on until close(), also while it waits for another try. */
+  get wanted() {
+    return this.#wanted;
+  }
+
   open() {
     this.close();
+    this.#wanted = true;
     const socket = new WebSocket(this.#url);
     this.#socket = socket;
     socket.onopen = () => this.#handlers.opened();
@@ -46,6 +53,7 @@ export class Connection {
   /** Ends the connection without another try. */
   close() {
     clearTimeout(this.#timer);
+    this.#wanted = false;
     const socket = this.#socket;
     this.#socket = null;
     socket?.close();
@@ -54,6 +62,7 @@ export class Connection {
   /** Gives this connection up and tries again after the back-off. */
   retry() {
     this.close();
+    this.#wanted = true;
     const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures);
     const jittered = delay * (0.75 + Math.random() / 2); // or all pages return at once after a restart
     this.#failures += 1;

@@ -4,21 +4,19 @@ const EVERY_MS = 120;
 const SHARE = 0.12;
 
 export class Glow {
-  #video;
   #context;
   #last = 0;
 
-  constructor(canvas, video) {
-    this.#video = video;
+  constructor(canvas) {
     this.#context = canvas.getContext("2d", { alpha: false });
   }
 
-  /** Call it with each frame's time in ms; most frames cost nothing. */
-  update(now) {
+  /** Call it with each frame's time in ms and what shows it; most frames cost nothing. */
+  update(now, picture) {
     if (now - this.#last < EVERY_MS) return;
     this.#last = now;
     const { canvas } = this.#context;
     this.#context.globalAlpha = SHARE;
-    this.#context.drawImage(this.#video, 0, 0, canvas.width, canvas.height);
+    this.#context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   }
 }

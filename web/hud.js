@@ -3,28 +3,35 @@
 const find = (id) => document.getElementById(id);
 
 const NOTICE_MS = 6000;
+const TURN_NEAR_SECONDS = 20;
+
+/** What a state is called on the page. */
+const WORDS = { opening: "opening", waiting: "in line", lost: "out of reach", blocked: "ready", parked: "kept", live: "live" };
 
 export class Hud {
   #noticeTimer = 0;
-  #action = () => {};
+  #actions = {};
 
   constructor() {
-    find("veil-action").addEventListener("click", () => this.#action());
+    for (const id of ["veil-action", "veil-other"]) find(id).addEventListener("click", () => this.#actions[id]());
   }
 
   /**
    * Covers the picture and says why.
-   * @param {"opening"|"waiting"|"lost"|"blocked"} state
-   * @param {{ title: string, text?: string, place?: number, action?: [string, () => void] }} what
+   * @param {"opening"|"waiting"|"lost"|"blocked"|"parked"} state
+   * @param {{ title: string, text?: string, place?: number, action?: Choice, other?: Choice }} what
+   *   Choice is [string, () => void]
    */
-  veil(state, { title, text = "", place = 0, action = null }) {
+  veil(state, { title, text = "", place = 0, action = null, other = null }) {
     this.#state(state);
     write("veil-title", title);
     write("veil-text", text);
     write("place", String(place));
     find("place").hidden = place === 0;
-    find("veil-action").hidden = action === null;
-    if (action) [find("veil-action").textContent, this.#action] = action;
+    for (const [id, choice] of [["veil-action", action], ["veil-other", other]]) {
+      find(id).hidden = choice === null;
+      if (choice) [find(id).textContent, this.#actions[id]] = choice;
+    }
   }
 
   /** Uncovers the picture. */
@@ -32,11 +39,42 @@ export class Hud {
     this.#state("live");
   }
 
-  /** A line for a few seconds: something was refused, copied, understood. */
-  notice(text) {
+  /** A line for a few seconds, or until the next one: something was refused, copied, is on its way. */
+  notice(text, stays = false) {
     clearTimeout(this.#noticeTimer);
     write("notice", text);
-    this.#noticeTimer = setTimeout(() => write("notice", ""), NOTICE_MS);
+    if (!stays) this.#noticeTimer = setTimeout(() => write("notice", ""), NOTICE_MS);
+  }
+
+  /** @param {string|null} reason why the picture comes over the WebSocket; null: it does not */
+  way(reason) {
+    find("way").hidden = reason === null;
+    find("way").title = reason === null ? "" : `The picture comes over the WebSocket. ${reason}`;
+  }
+
+  /** @param {boolean} paused the world stands, and the button makes it go on */
+  paused(paused) {
+    const word = paused ? "Go on" : "Pause";
+    const button = find("pause");
+    button.setAttribute("aria-label", word);
+    button.title = `${word} (Space)`;
+    button.querySelector("use").setAttribute("href", paused ? "#icon-play" : "#icon-pause");
+    find("go-on").hidden = !paused;
+    document.documentElement.toggleAttribute("data-paused", paused);
+    this.#tellState();
+  }
+
+  /** @param {number|null} seconds that are left of the viewer's turn; null: no one else waits for it */
+  turn(seconds) {
+    find("turn").hidden = seconds === null;
+    find("turn").toggleAttribute("data-near", seconds !== null && seconds <= TURN_NEAR_SECONDS);
+    write("turn-left", seconds === null ? "" : `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`);
+  }
+
+  /** What the world takes: keys that move its camera, a picture to begin with. */
+  offers(camera, picture) {
+    for (const group of document.querySelectorAll(".keys")) group.hidden = !camera;
+    find("picture").hidden = !picture;
   }
 
   /** How the prompt was understood, and which words were not. */
@@ -70,8 +108,8 @@ export class Hud {
 
   /** @param {number|null} seed */
   seed(seed) {
-    find("seed").hidden = seed === null;
-    write("seed-number", String(seed ?? ""));
+    find("seeding").hidden = seed === null;
+    if (document.activeElement !== find("seed")) find("seed").value = String(seed ?? "");
   }
 
   /** Lights up the keys that are held; the rest of the page steps back while one walks. */
@@ -92,10 +130,17 @@ export class Hud {
     find("examples").replaceChildren(...chips);
   }
 
+  #tellState() {
+    const { state, paused } = document.documentElement.dataset;
+    write("state", state === "live" && paused !== undefined ? "paused" : WORDS[state]);
+  }
+
   #state(state) {
     document.documentElement.dataset.state = state;
-    write("state", state);
+    this.#tellState();
     find("veil").inert = state === "live";
+    // What only a live world can do cannot be reached while there is none.
+    for (const id of ["start", "back", "pause", "park", "again", "seed"]) find(id).disabled = state !== "live";
   }
 }
 

@@ -1,58 +1,65 @@
 // Joins the parts: what the viewer does goes to the server, what the server says goes to the picture and the page.
 
 import { copy } from "./clipboard.js";
+import * as controls from "./controls.js";
 import { Connection } from "./connection.js";
 import { Glow } from "./glow.js";
 import { Hud } from "./hud.js";
 import { Keys } from "./keys.js";
 import { Latency } from "./latency.js";
-import { Media } from "./media.js";
+import { Picture } from "./picture.js";
 import { Rate } from "./rate.js";
+import { Timeline } from "./timeline.js";
+import * as upload from "./upload.js";
 import { access, dropToken, keepToken, token } from "./token.js";
+import { EXAMPLES, addressOf, anySeed, seedOf, wishOf } from "./wish.js";
 import * as messages from "./messages.js";
 
-const EXAMPLES = [
-  "a desert with columns at dusk",
-  "a snowy forest at night",
-  "a glade of mushrooms at dawn",
-  "a garden with lanterns in the rain",
-  "a sunny shore with palms",
-  "a lava field in the fog",
-];
 const RESEND_MS = messages.KEYS_HELD_MS / 5;
-const SEEDS = 1_000_000; // so that a seed is short enough to be read out
-const MEDIA_TRIES = 3;
-const MEDIA_DELAY_MS = 1000;
+const PICTURE_TRIES = 3;
+const PICTURE_DELAY_MS = 1000;
+/** A live session hears from the server once a second. */
+const SILENT_MS = 6000;
 
 const find = (id) => document.getElementById(id);
+const parameters = new URLSearchParams(location.search);
 const stage = find("stage");
-const video = find("video");
 const field = find("prompt");
 
 const hud = new Hud();
-const glow = new Glow(find("glow"), video);
+const timeline = new Timeline();
+const glow = new Glow(find("glow"));
 const rate = new Rate();
 const latency = new Latency(onShown);
 const keys = new Keys(onHeld);
-const media = new Media(video, { frame: onFrame, lost: onMediaLost, blocked: onBlocked });
+const picture = new Picture(
+  { video: find("video"), canvas: find("canvas") },
+  { frame: onFrame, lost: onPictureLost, blocked: onBlocked, way: (reason) => hud.way(reason) },
+  parameters.get("via") === "ws",
+);
 const connection = new Connection(socketAddress(), { opened: sayHello, message: onMessage, lost: onLost });
 
-const wish = wishOf(new URLSearchParams(location.search)); // what to ask for, also after a lost connection
+const wish = wishOf(parameters); // what to ask for, also after a lost connection
 const pass = access();
 let session = newSession();
 let seq = 0;
 let resend = 0;
 
 function newSession() {
-  return { entered: false, welcome: null, live: false, shown: false, promptSeq: 0, mediaTries: 0, reason: "", returning: false };
-}
-
-function wishOf(parameters) {
-  const prompt = parameters.get("prompt")?.trim().slice(0, messages.MAX_PROMPT_CHARACTERS);
-  const seed = Number(parameters.get("seed") || NaN);
   return {
-    prompt: prompt || EXAMPLES[Math.floor(Math.random() * EXAMPLES.length)],
-    seed: Number.isInteger(seed) && seed >= 0 && seed <= messages.MAX_SEED ? seed : null,
+    entered: false,
+    welcome: null,
+    live: false,
+    shown: false,
+    returning: false,
+    leaving: false,
+    paused: false,
+    pictured: false, // whether it begins with a picture, as far as this page knows
+    promptSeq: 0,
+    pictureSeq: 0,
+    pictureTries: 0,
+    heardAt: null,
+    reason: "",
   };
 }
 
@@ -79,12 +86,12 @@ function onMessage(message) {
     case "live":
       return onLive(message);
     case "received":
-      return; // the keys light up at once, without waiting for it
+      return onReceived(message); // the keys light up at once, without waiting for it
     case "applied":
       if (message.seq >= session.promptSeq) hud.pending(false);
       return latency.applied(message.seq, message.rtp ?? null);
     case "paused":
-      return; // the page has no such key yet; the picture stands
+      return onPaused();
     case "asked":
       return hud.notice(`Others wait: press a key within ${message.seconds} seconds, or your place goes to them.`);
     case "parked":
@@ -92,11 +99,9 @@ function onMessage(message) {
     case "scene":
       return hud.scene(message.text, message.unknown_words);
     case "stats":
-      return hud.company(message.viewers, message.waiting);
+      return onStats(message);
     case "ended":
-      dropToken();
-      session.reason = message.reason;
-      return connection.retry();
+      return onEnded(message);
     case "error":
       return onRefused(message);
     default:
@@ -109,6 +114,8 @@ function onWelcome(message) {
   session.welcome = message;
   keepToken(message.token);
   seq = Math.max(seq, message.seq ?? 0);
+  timeline.begin(message);
+  hud.offers(message.keys.length > 0, message.image !== "none");
   keys.shortest = (1000 * message.chunk_frames) / message.fps;
   stage.style.setProperty("--shape", `${message.width} / ${message.height}`);
 }
@@ -123,26 +130,89 @@ function onRefused({ message }) {
 function onParked({ reason, by_itself }) {
   session.reason = reason;
   if (by_itself) return connection.retry();
-  connection.close();
-  session = newSession();
-  media.stop();
-  keys.release();
-  hud.veil("lost", {
+  const { welcome } = session;
+  rest();
+  hud.veil("parked", {
     title: "Your world is kept",
     text: `${reason} You can go on with it for a day.`,
     action: ["Go on", () => connection.open()],
+    other: ["Delete it", () => giveUp(welcome)],
   });
 }
 
-function onQueued({ place, waiting, reason, wait_seconds, restoring }) {
+/** A world that is kept is deleted, and the page waits for a click. */
+async function giveUp({ session: name, token: secret }) {
+  dropToken();
+  hud.veil("parked", { title: "You have left", action: ["Begin another world", () => connection.open()] });
+  const address = new URL(`api/sessions/${name}`, document.baseURI);
+  await fetch(address, { method: "DELETE", headers: { Authorization: `Bearer ${secret}` } }).catch(() => {}); // a day does it
+}
+
+function onEnded({ reason }) {
+  dropToken();
+  if (!session.leaving) {
+    session.reason = reason;
+    return connection.retry();
+  }
+  rest();
+  hud.veil("parked", { title: "You have left the line", action: ["Stand in line again", () => connection.open()] });
+}
+
+/** No connection, no picture, and no other try by itself. */
+function rest() {
+  connection.close();
+  stopPicture();
+  session = newSession();
+}
+
+function stopPicture() {
+  picture.stop();
+  keys.release();
+  pausePicture(false);
+  hud.rate(null);
+  hud.latency(null);
+  hud.turn(null);
+  hud.company(0, 0);
+}
+
+function pausePicture(paused) {
+  session.paused = picture.rests = paused;
+  hud.paused(paused);
+}
+
+function onStats({ viewers, waiting, chunk, lead_ms, turn_seconds }) {
+  session.heardAt = performance.now();
+  hud.company(viewers, waiting);
+  hud.turn(turn_seconds ?? null);
+  timeline.told(chunk ?? 0, lead_ms);
+}
+
+function onReceived({ seq: number }) {
+  if (number === session.pictureSeq) hud.notice("A new world begins with your picture.");
+}
+
+function onPaused() {
+  if (!session.live) return;
+  pausePicture(true);
+  if (!session.shown) hud.veil("blocked", { title: "Your world stands still", action: ["Go on", togglePause] });
+}
+
+function onQueued({ place, waiting, reason, wait_seconds, restoring, needs_picture }) {
   Object.assign(session, { entered: true, live: false }); // welcome comes later while the engine is loading
-  media.stop();
+  stopPicture();
   connection.settled();
   session.returning = Boolean(restoring);
+  const other = ["Leave the line", leaveLine];
+  if (needs_picture) {
+    const text = "This world begins with a picture. Drop one here, paste it, or choose a file.";
+    return hud.veil("waiting", { title: "Which picture?", text, action: ["Choose a picture", choosePicture], other });
+  }
   const title = restoring ? "Restoring your world" : place === 1 ? "You are next" : "You are in line";
   const company = waiting > 1 ? ` ${waiting} are waiting.` : "";
   const wait = wait_seconds === null || wait_seconds === undefined ? "" : ` It takes about ${lasting(wait_seconds)}.`;
-  hud.veil("waiting", { title, text: `${reason} You enter by yourself when it is your turn.${company}${wait}`, place });
+  const then = restoring ? "It goes on by itself." : "You enter by yourself when it is your turn.";
+  const text = `${reason} ${then}${company}${wait}`;
+  hud.veil("waiting", { title, text, place, other });
 }
 
 /** @param {number} seconds */
@@ -152,25 +222,23 @@ function lasting(seconds) {
 
 function onLive({ seed, prompt }) {
   session.live = true;
+  pausePicture(false);
+  timeline.told(0, 0);
   Object.assign(wish, { seed, prompt });
   if (document.activeElement !== field) field.value = prompt;
   hud.seed(seed);
   onHeld(keys.held, performance.now());
-  if (media.running) return; // a world that began again comes through the same peer
+  if (picture.running) return; // a world that began again comes through the same peer
   session.shown = false;
   const title = session.returning ? "Restoring your world" : "Drawing your world";
   hud.veil("opening", { title, text: wish.prompt });
-  startMedia();
+  startPicture();
 }
 
 function onLost() {
   const reason = session.reason || (session.entered ? "The connection broke off." : "The server does not answer.");
   session = newSession();
-  media.stop();
-  keys.release();
-  hud.rate(null);
-  hud.latency(null);
-  hud.company(0, 0);
+  stopPicture();
   hud.veil("lost", {
     title: "The world is out of reach",
     text: `${reason} Trying again by itself.`,
@@ -180,45 +248,38 @@ function onLost() {
 
 // The picture.
 
-async function startMedia() {
-  const { token, ice_servers } = session.welcome;
-  const endpoint = new URL("whep", document.baseURI);
-  endpoint.searchParams.set("session", token);
+async function startPicture() {
   latency.reset();
   try {
-    await media.start(endpoint, ice_servers.map(withoutNulls));
+    await picture.start(session.welcome);
   } catch (error) {
-    media.stop();
-    onMediaLost(error.message);
+    picture.stop();
+    onPictureLost(error.message);
   }
 }
 
-/** RTCPeerConnection takes an absent user name, but not null. */
-function withoutNulls(server) {
-  return Object.fromEntries(Object.entries(server).filter(([, value]) => value !== null));
-}
-
-function onMediaLost(reason) {
+function onPictureLost(reason) {
   if (!session.live) return;
   session.reason = reason;
   session.shown = false;
-  session.mediaTries += 1;
-  if (session.mediaTries >= MEDIA_TRIES) return connection.retry();
+  session.pictureTries += 1;
+  if (session.pictureTries >= PICTURE_TRIES) return connection.retry();
   hud.veil("opening", { title: "Looking for another way", text: `${reason} Trying again by itself.` });
   const { welcome } = session;
-  setTimeout(() => session.live && session.welcome === welcome && !media.running && startMedia(), MEDIA_DELAY_MS);
+  const delay = PICTURE_DELAY_MS * (session.pictureTries - 1); // a change of network needs no more than another offer
+  setTimeout(() => session.live && session.welcome === welcome && !picture.running && startPicture(), delay);
 }
 
 function onBlocked() {
-  hud.veil("blocked", { title: "Your world is ready", action: ["Enter", () => media.play()] });
+  hud.veil("blocked", { title: "Your world is ready", action: ["Enter", () => picture.play()] });
 }
 
 function onFrame(now, frame) {
   rate.presented(frame.presentationTime, frame.presentedFrames);
   latency.presented(frame.rtpTimestamp, frame.expectedDisplayTime);
-  glow.update(now);
+  glow.update(now, picture.element);
   if (session.shown || !session.live) return;
-  Object.assign(session, { shown: true, mediaTries: 0, reason: "" });
+  Object.assign(session, { shown: true, pictureTries: 0, reason: "" });
   connection.settled();
   hud.live();
 }
@@ -233,7 +294,7 @@ function onShown(number, ms) {
 function onHeld(held, at) {
   hud.held(held);
   clearInterval(resend);
-  if (!session.live) return;
+  if (!session.live || !session.welcome.keys.length) return;
   const text = messages.keys({ seq: ++seq, held });
   latency.sent(seq, at);
   connection.send(text);
@@ -251,55 +312,79 @@ function ask(text) {
   if (connection.send(messages.prompt({ seq, text: prompt }))) hud.pending(true);
 }
 
-function beginAgain() {
-  const seed = Math.floor(Math.random() * SEEDS);
+/** Another seed; without the picture, unless the world cannot begin without one. */
+function beginAnother(seed) {
   wish.seed = seed;
-  connection.send(messages.restart({ seq: ++seq, seed, prompt: wish.prompt }));
+  const image = session.welcome.image === "required" ? undefined : "none";
+  session.pictured &&= image === undefined;
+  connection.send(messages.restart({ seq: ++seq, seed, prompt: wish.prompt, image }));
   stage.focus();
 }
 
+function beginWithSeed(text) {
+  const seed = seedOf(text);
+  if (seed === null) return hud.notice(`A seed is a whole number from 0 to ${messages.MAX_SEED}.`);
+  beginAnother(seed);
+}
+
+function beginAgain() {
+  connection.send(messages.restart({ seq: ++seq }));
+}
+
+function goBack() {
+  if (!session.shown) return;
+  connection.send(messages.rewind({ seq: ++seq, chunk: timeline.back() }));
+  pausePicture(false);
+}
+
+function togglePause() {
+  if (!session.live) return;
+  if (!session.paused) return connection.send(messages.pause({ seq: ++seq })); // the picture stands when `paused` comes
+  pausePicture(false);
+  connection.send(messages.unpause({ seq: ++seq }));
+  if (!session.shown) hud.veil("opening", { title: "Restoring your world", text: wish.prompt });
+}
+
+function leaveLine() {
+  session.leaving = true;
+  connection.send(messages.leave());
+}
+
+function choosePicture() {
+  find("file").click();
+}
+
+async function beginWithPicture(file) {
+  const { welcome } = session;
+  if (!welcome) return hud.notice("There is no world yet for a picture: wait until there is.");
+  if (welcome.image === "none") return hud.notice("This world takes no picture, only words.");
+  hud.notice("Your picture is on its way …", true);
+  try {
+    const image = await upload.send(file, welcome);
+    if (session.welcome !== welcome) throw new Error("The connection broke off meanwhile: send the picture again.");
+    Object.assign(session, { pictured: true, pictureSeq: ++seq });
+    connection.send(messages.restart({ seq, prompt: wish.prompt, image }));
+  } catch (error) {
+    hud.notice(error.message);
+  }
+}
+
 async function share() {
-  const address = new URL(document.baseURI);
-  address.search = new URLSearchParams({ prompt: wish.prompt, ...(wish.seed === null ? {} : { seed: wish.seed }) });
-  await copy(address.href);
-  hud.notice("The link to this world is copied.");
-}
-
-async function copySeed() {
-  await copy(String(wish.seed));
-  hud.notice(`The seed ${wish.seed} is copied.`);
-}
-
-function listenToComposer() {
-  find("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    ask(field.value);
-  });
-  field.addEventListener("focus", () => field.select());
-  field.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    field.value = wish.prompt;
-    stage.focus();
-  });
-  addEventListener("keydown", (event) => {
-    if (event.target !== document.body && event.target !== stage) return;
-    if (event.key !== "Enter" && event.key !== "/") return;
-    event.preventDefault();
-    field.focus();
-  });
+  await copy(addressOf(wish));
+  hud.notice(session.pictured ? "A link to these words is copied; your picture stays here." : "The link to this world is copied.");
 }
 
 function listenToPage() {
-  stage.addEventListener("click", () => stage.focus());
-  find("again").addEventListener("click", beginAgain);
-  find("share").addEventListener("click", share);
-  find("seed").addEventListener("click", copySeed);
-  addEventListener("online", () => session.entered || connection.open());
+  addEventListener("online", () => {
+    if (!connection.wanted) return;
+    picture.forget(); // what was connected over the network before is not any more
+    connection.open();
+  });
   addEventListener("pageshow", (event) => event.persisted && connection.open());
   addEventListener("pagehide", () => {
     connection.send(messages.leave());
     connection.close();
-    media.stop();
+    picture.stop();
   });
 }
 
@@ -308,8 +393,27 @@ field.maxLength = messages.MAX_PROMPT_CHARACTERS;
 hud.examples(EXAMPLES, ask);
 keys.listenToKeyboard(window);
 for (const group of document.querySelectorAll(".keys")) keys.listenToButtons(group);
-listenToComposer();
+controls.listen({
+  ask,
+  forgetWords: () => (field.value = wish.prompt),
+  forgetSeed: () => hud.seed(wish.seed),
+  begin: beginWithSeed,
+  another: () => beginAnother(anySeed()),
+  again: beginAgain,
+  back: goBack,
+  pause: togglePause,
+  park: () => connection.send(messages.park()),
+  share,
+  choose: choosePicture,
+});
+upload.listen(find("file"), beginWithPicture);
 listenToPage();
-setInterval(() => hud.rate(rate.now(performance.now())), 500);
+setInterval(() => {
+  hud.rate(session.shown && !session.paused ? rate.now(performance.now()) : null);
+  if (session.live && session.heardAt !== null && performance.now() - session.heardAt > SILENT_MS) {
+    session.reason = "The server has fallen silent.";
+    connection.retry();
+  }
+}, 500);
 stage.focus();
 connection.open();

@@ -1,14 +1,19 @@
 // The picture: a WHEP request, the peer behind it, and what is known of each frame that reaches the screen.
 
+import { Stall } from "./stall.js";
+
 const GATHERING_MS = 300;
-const STALL_MS = 8000;
+/** Who has not connected so long after the answer will hardly do so later. */
+const CONNECT_MS = 4000;
+const BROKEN_MS = 1500;
+const NO_WAY = "WebRTC found no way for the picture.";
 
 export class Media {
   #video;
   #handlers;
   #peer = null;
   #resource = null;
-  #stall = 0;
+  #stall = new Stall(() => this.#video.paused || this.#lose("The picture stood still.")); // or it waits for a click
 
   /**
    * @param {HTMLVideoElement} video
@@ -19,12 +24,16 @@ export class Media {
     this.#video = video;
     this.#handlers = handlers;
     const onframe = (now, frame) => {
-      this.#watch();
+      this.#stall.beat();
       handlers.frame(now, frame);
       video.requestVideoFrameCallback(onframe);
     };
     video.requestVideoFrameCallback(onframe);
-    document.addEventListener("visibilitychange", () => this.#watch()); // a hidden page shows no frames: no stall
+  }
+
+  /** A world that is paused shows no frames, and that is no stall. */
+  set rests(rests) {
+    this.#stall.rests = rests;
   }
 
   get running() {
@@ -37,11 +46,10 @@ export class Media {
    */
   async start(endpoint, iceServers) {
     this.stop();
+    if (!("RTCPeerConnection" in window)) throw new Error("This browser has no WebRTC.");
     const peer = new RTCPeerConnection({ iceServers });
     this.#peer = peer;
-    peer.onconnectionstatechange = () => {
-      if (peer === this.#peer && peer.connectionState === "failed") this.#lose("No way was found for the picture.");
-    };
+    peer.onconnectionstatechange = () => this.#changed(peer);
     peer.ontrack = ({ track }) => this.#show(track);
     const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
     if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
@@ -51,11 +59,12 @@ export class Media {
     if (peer !== this.#peer) return void fetch(resource, { method: "DELETE" });
     this.#resource = resource;
     await peer.setRemoteDescription({ type: "answer", sdp: answer });
-    this.#watch();
+    setTimeout(() => peer === this.#peer && peer.connectionState !== "connected" && this.#lose(NO_WAY), CONNECT_MS);
+    this.#stall.begin();
   }
 
   stop() {
-    clearTimeout(this.#stall);
+    this.#stall.end();
     this.#peer?.close();
     this.#peer = null;
     if (this.#resource) fetch(this.#resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may be gone
@@ -65,21 +74,26 @@ export class Media {
   async play() {
     try {
       await this.#video.play();
+      if (this.#peer) this.#stall.begin();
     } catch (error) {
       if (error.name === "NotAllowedError") this.#handlers.blocked();
       else if (error.name !== "AbortError") throw error; // a newer track took the place of this one
     }
   }
 
+  #changed(peer) {
+    if (peer !== this.#peer) return;
+    if (peer.connectionState === "failed") this.#lose(NO_WAY);
+    if (peer.connectionState !== "disconnected") return;
+    // A change of network breaks it for good; the browser alone would hope for half a minute.
+    setTimeout(() => {
+      if (peer === this.#peer && peer.connectionState !== "connected") this.#lose("The picture's connection broke off.");
+    }, BROKEN_MS);
+  }
+
   #show(track) {
     this.#video.srcObject = new MediaStream([track]);
     this.play();
-  }
-
-  #watch() {
-    clearTimeout(this.#stall);
-    if (this.#peer === null || document.hidden || this.#video.paused) return;
-    this.#stall = setTimeout(() => this.#lose("The picture stood still."), STALL_MS);
   }
 
   #lose(reason) {
@@ -107,7 +121,10 @@ async function whep(endpoint, offer) {
     throw new Error("The server does not answer.");
   });
   const body = await response.text();
-  if (!response.ok) throw new Error(sentence(body) || `The picture was refused (${response.status}).`);
+  if (!response.ok) {
+    const reason = sentence(body) || `The picture was refused (${response.status}).`;
+    throw Object.assign(new Error(reason), { refused: true }); // it is not the network: no other way would do better
+  }
   return { answer: body, resource: new URL(response.headers.get("Location"), response.url) };
 }
 

@@ -5,6 +5,7 @@ export const VERSION = 1;
 export const KEYS = ["a", "d", "i", "j", "k", "l", "s", "w"];
 export const MAX_PROMPT_CHARACTERS = 2000;
 export const MAX_SEED = 9007199254740991;
+export const MAX_PICTURE_BYTES = 16777216;
 
 /** Held keys must be sent again within this many milliseconds, or the server releases them. */
 export const KEYS_HELD_MS = 1000;
@@ -40,10 +41,11 @@ export function shown({ seq, ms }) {
 }
 
 /**
- * Begin again in the same slot; what is not given stays (the seed) or is the newest (the prompt).
+ * Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
+ * `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
  */
-export function restart({ seq, seed, prompt }) {
-  return JSON.stringify({ type: "restart", seq, seed, prompt });
+export function restart({ seq, seed, prompt, image }) {
+  return JSON.stringify({ type: "restart", seq, seed, prompt, image });
 }
 
 /**
@@ -88,14 +90,16 @@ export function leave() {
 
 /**
  * What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
- * `seq` is the newest number of the session so far: the page counts on from there.
- * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], ice_servers: IceServer[], seq: number|null }} Welcome
+ * `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
+ * no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
+ * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null }} Welcome
  */
 
 /**
  * Not live now: `place` in line counts from 1, of `waiting` in all; `reason` says why.
- * `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on.
- * @typedef {{ type: "queued", place: number, waiting: number, reason: string, wait_seconds: number|null, restoring: boolean|null }} Queued
+ * `wait_seconds` is the wait to be expected, where one can tell; `restoring` that the world had begun and goes on;
+ * `needs_picture` that it waits for the viewer's picture, which others need not wait for.
+ * @typedef {{ type: "queued", place: number, waiting: number, reason: string, wait_seconds: number|null, restoring: boolean|null, needs_picture: boolean|null }} Queued
  */
 
 /**
@@ -116,6 +120,7 @@ export function leave() {
 
 /**
  * Message `seq` is obeyed: chunk `chunk` and those after it are not begun before `unpause`.
+ * Who comes back to a world that stands hears it again.
  * @typedef {{ type: "paused", seq: number, chunk: number }} Paused
  */
 
@@ -137,8 +142,9 @@ export function leave() {
 
 /**
  * About once a second: frames/s sent, times in milliseconds, and how many frames came late or were dropped.
- * `chunk` is how many chunks the world has.
- * @typedef {{ type: "stats", fps: number, chunk_ms: number, lead_ms: number, viewers: number, waiting: number, dropped: number, late: number, chunk: number|null }} Stats
+ * `chunk` is how many chunks the world has; `turn_seconds` what is left of the viewer's turn, where turns are limited
+ * and others wait.
+ * @typedef {{ type: "stats", fps: number, chunk_ms: number, lead_ms: number, viewers: number, waiting: number, dropped: number, late: number, chunk: number|null, turn_seconds: number|null }} Stats
  */
 
 /**
@@ -152,7 +158,7 @@ export function leave() {
  */
 
 const FIELDS = {
-  welcome: ["version", "session", "token", "preset", "width", "height", "fps", "chunk_frames", "keys", "ice_servers"],
+  welcome: ["version", "session", "token", "preset", "width", "height", "fps", "chunk_frames", "keys", "image", "ice_servers"],
   queued: ["place", "waiting", "reason"],
   live: ["slot", "seed", "prompt"],
   received: ["seq"],

@@ -1,0 +1,122 @@
+"""A server whose frames cost next to nothing, to see what the rest of it costs: a texture that slides, 256x256.
+
+`python -m benchmarks.synthetic --slots 8` serves it on a free port of this machine.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+import stream.hub
+from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World, WorldFull
+from stream.serve import listening, serve
+
+SIZE, FPS, CHUNK_FRAMES = 256, 16, 4
+NO_LATENTS = np.empty((0, 1, 1, 1, 1), np.float32)
+
+
+@dataclass
+class Run:
+    """One session: what it was opened with, and how many chunks it made."""
+
+    spec: SessionSpec
+    chunk: int = 0
+    control: Control = field(default_factory=Control)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A chunk that nobody has to wait for."""
+
+    chunk: Chunk
+
+    @property
+    def session(self) -> str:
+        return self.chunk.session
+
+    @property
+    def frames(self) -> int:
+        return len(self.chunk.frames)
+
+    def result(self) -> Chunk:
+        return self.chunk
+
+
+class Engine:
+    """As stream.worker.Engine; what it makes depends on nothing but the frame's number."""
+
+    def __init__(self, slots: int) -> None:
+        self.world = World("synthetic", SIZE, SIZE, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01,), "batch")
+        texture = np.random.default_rng(1).integers(60, 200, (SIZE // 4, SIZE // 2, 3), np.uint8)
+        self._texture = texture.repeat(4, 0).repeat(4, 1)
+        self._runs: dict[str, Run] = {}
+
+    def prewarm(self, progress) -> World:
+        return self.world
+
+    def open(self, spec: SessionSpec) -> None:
+        if len(self._runs) == self.world.slots:
+            raise WorldFull
+        self._runs[spec.session] = Run(spec)
+
+    def control(self, session: str, control: Control) -> None:
+        self._runs[session].control = self._runs[session].control.then(control)
+
+    def close(self, session: str) -> None:
+        self._runs.pop(session, None)
+
+    def snapshot(self, session: str, chunks: int | None = None) -> Session:
+        run = self._runs[session]
+        made, held = run.chunk, replace(run.control, prompt=None)
+        return Session("synthetic", run.spec, made, made * CHUNK_FRAMES, (), NO_LATENTS, NO_LATENTS, held)
+
+    def resume(self, data: Session, name: str | None = None, windows: int | None = None) -> None:
+        spec = replace(data.spec, session=name or data.spec.session)
+        self.open(spec)
+        self._runs[spec.session] = Run(spec, data.chunk, data.held)
+
+    def rewind(self, session: str, chunk: int, windows: int | None = None) -> None:
+        self._runs[session].chunk = chunk
+
+    def begin(self, sessions=None) -> list[Done | Ended]:
+        return [Done(self._make(session)) for session in (sessions or list(self._runs))]
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+    def _make(self, session: str) -> Chunk:
+        run = self._runs[session]
+        first, index = run.chunk * CHUNK_FRAMES, run.chunk
+        run.chunk += 1
+        frames = np.stack([self.draw(first + offset) for offset in range(CHUNK_FRAMES)])
+        return Chunk(session, index, first, frames, run.control.sequence, "a texture", (), {"total": 0.01})
+
+    def draw(self, number: int) -> np.ndarray:
+        """The frame of that number, (256, 256, 3) uint8."""
+        return self._texture[:, 2 * number % SIZE :][:, :SIZE]
+
+
+def build(**options) -> Engine:
+    """The factory that a Worker is given."""
+    return Engine(**options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until a signal."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic", description=__doc__.splitlines()[0])
+    parser.add_argument("--slots", type=int, default=2, help="live sessions (default: 2)")
+    parser.add_argument(
+        "--line", type=int, default=stream.hub.MAX_WAITING, help="sessions in line (default: the limit)"
+    )
+    parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
+    options = parser.parse_args(argv)
+    stream.hub.MAX_WAITING = options.line
+    with listening("127.0.0.1", 0) as listener:
+        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, sessions=options.sessions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
