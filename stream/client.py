@@ -206,8 +206,10 @@ class _Viewer:
             case protocol.Live(seed=seed):
                 self._say(f"live, with the seed {seed}")
                 await self._open_picture()
-            case protocol.Scene(text=text, unknown_words=unknown) if unknown:
-                self._say(f"shown: {text}; not understood: {', '.join(unknown)}")
+            case protocol.Scene(text=text, unknown_words=unknown, guessed_words=guessed) if unknown or guessed:
+                taken = [f"took {word} for {meaning}" for word, meaning in guessed or ()]
+                lost = [f"not understood: {', '.join(unknown)}"] if unknown else []
+                self._say("; ".join([f"shown: {text}", *taken, *lost]))
             case protocol.Parked(reason=reason, by_itself=True):
                 raise ConnectionError(reason)
             case protocol.Ended(reason=reason) | protocol.Parked(reason=reason) | protocol.Error(message=reason):

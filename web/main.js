@@ -90,7 +90,7 @@ function onMessage(message) {
     case "parked":
       return onParked(message);
     case "scene":
-      return hud.scene(message.text, message.unknown_words);
+      return hud.scene(message.text, message.unknown_words, message.guessed_words ?? []);
     case "stats":
       return hud.company(message.viewers, message.waiting);
     case "ended":
