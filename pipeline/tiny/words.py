@@ -34,6 +34,8 @@ WORDNET = Path("/usr/share/wordnet")
 
 COMMON = 50_000
 """So many of the most frequent words of the list are looked at."""
+CARRIER, CARRIER_WEIGHT = "a landscape with {}", 0.5
+"""The sentence in which a word is read besides, and what that counts beside its definition."""
 THRESHOLD = 0.5
 RIDGE = 1e-5
 UNLABELLED, UNLABELLED_WEIGHT = 8000, 0.03
@@ -66,7 +68,7 @@ class Examples(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the regression works on: N words and their vectors (N, E), those of the descriptions, and the examples."""
+    """What the regression works on: N words and their vectors (N, 2E), those of the descriptions, and the examples."""
 
     words: list[str]
     vectors: Tensor
@@ -75,13 +77,13 @@ class Known(NamedTuple):
 
 
 class Classifier(NamedTuple):
-    """weight: (E, C), bias: (C,)."""
+    """weight: (2E, C), bias: (C,)."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """(N, E) to confidences (N, C), each row adding up to 1."""
+        """(N, 2E) to confidences (N, C), each row adding up to 1."""
         return F.softmax(vectors @ self.weight + self.bias, dim=-1)
 
 
@@ -177,17 +179,19 @@ def candidates(dictionary: Dictionary, tokens: dict[str, int], examples: Example
 
 
 def read(encoder: Encoder, dictionary: Dictionary, words: list[str], descriptions: list[str]) -> tuple[Tensor, Tensor]:
-    """The vectors of the words, each the mean of its senses' weighted by their share, and of the descriptions.
+    """The vectors of the words and of the descriptions, (N, 2E) each.
 
-    What all words have in common is taken off. Returns (N, E) twice, of length 1.
+    A word's first half is the mean of its senses weighted by their share, its second half the word in CARRIER. A
+    description takes the place of a sense and has no second half. What all words have in common is taken off.
     """
     senses = [(row, sense) for row, word in enumerate(words) for sense in dictionary.senses(word)]
-    rows = torch.tensor([row for row, _ in senses])
-    shares = torch.tensor([sense.share for _, sense in senses])
-    read = encoder([*(sense.text for _, sense in senses), *descriptions])
-    vectors = torch.zeros(len(words), read.shape[1]).index_add(0, rows, shares[:, None] * read[: len(senses)])
-    mean = vectors.mean(0)
-    return F.normalize(vectors - mean, dim=-1), F.normalize(read[len(senses) :] - mean, dim=-1)
+    read = encoder([*(sense.text for _, sense in senses), *descriptions, *(CARRIER.format(word) for word in words)])
+    said, described, carried = read.split([len(senses), len(descriptions), len(words)])
+    shares = torch.tensor([[sense.share] for _, sense in senses])
+    meant = torch.zeros(len(words), said.shape[1]).index_add(0, torch.tensor([row for row, _ in senses]), shares * said)
+    halves = F.normalize(meant - meant.mean(0), dim=-1), F.normalize(carried - carried.mean(0), dim=-1)
+    first = F.normalize(described - meant.mean(0), dim=-1)
+    return torch.cat([halves[0], CARRIER_WEIGHT * halves[1]], 1), torch.cat([first, torch.zeros_like(first)], 1)
 
 
 def make_table(known: Known) -> list[str]:
