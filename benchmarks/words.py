@@ -30,17 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
     machine.add_output(parser)
     options = parser.parse_args(arguments)
     print("limit: every synonym right, every other word unknown")
-    verdicts = {held.word: verdict(held) for held in read(HELD_OUT)}
-    found = {"synonyms": {}, "others": {}}
-    for held in read(HELD_OUT):
-        row = found["synonyms" if held.meanings else "others"]
-        row.setdefault(verdicts[held.word], []).append(held.word)
+    found = measure()
     for kind, row in found.items():
-        for said, words in sorted(row.items()):
+        for said, words in row.items():
             print(f"{kind} {said} ({len(words)}): {', '.join(words)}")
-    counts = {kind: {said: len(row.get(said, ())) for said in ("right", "wrong", "unknown")} for kind, row in found.items()}
-    machine.finish({"benchmark": "words", "table": len(learnt()), **counts, "words": found} | machine.facts(), options.save)
+    counts = {kind: {said: len(words) for said, words in row.items()} for kind, row in found.items()}
+    missed = {kind: {said: words for said, words in row.items() if said != "right"} for kind, row in found.items()}
+    result = {"benchmark": "words", "table": len(learnt()), **counts, "missed": missed}
+    machine.finish(result | machine.facts(), options.save)
     return 0
+
+
+def measure() -> dict[str, dict[str, list[str]]]:
+    """The words by kind ("synonyms", "others") and by verdict."""
+    found = {"synonyms": {"right": [], "wrong": [], "unknown": []}, "others": {"right": [], "wrong": []}}
+    for held in read(HELD_OUT):
+        found["synonyms" if held.meanings else "others"][verdict(held)].append(held.word)
+    return found
 
 
 def read(path: Path) -> list[Word]:
@@ -50,7 +56,7 @@ def read(path: Path) -> list[Word]:
 
 
 def verdict(held: Word) -> str:
-    """ "right", "wrong" or "unknown"; of a word that should mean nothing "right" or "wrong"."""
+    """What the world makes of it: "right", "wrong" or "unknown"; unknown is right for a word that means nothing."""
     understood = scene.understand(held.word)
     if not understood.guessed:
         return "unknown" if held.meanings else "right"

@@ -206,10 +206,8 @@ class _Viewer:
             case protocol.Live(seed=seed):
                 self._say(f"live, with the seed {seed}")
                 await self._open_picture()
-            case protocol.Scene(text=text, unknown_words=unknown, guessed_words=guessed) if unknown or guessed:
-                taken = [f"took {word} for {meaning}" for word, meaning in guessed or ()]
-                lost = [f"not understood: {', '.join(unknown)}"] if unknown else []
-                self._say("; ".join([f"shown: {text}", *taken, *lost]))
+            case protocol.Scene() if message.unknown_words or message.guessed_words:
+                self._say(told(message))
             case protocol.Parked(reason=reason, by_itself=True):
                 raise ConnectionError(reason)
             case protocol.Ended(reason=reason) | protocol.Parked(reason=reason) | protocol.Error(message=reason):
@@ -311,3 +309,10 @@ async def _request(
         return await asyncio.to_thread(send)
     except urllib.error.HTTPError as error:
         raise Over(error.read(2000).decode(errors="replace").strip() or str(error)) from None
+
+
+def told(scene: protocol.Scene) -> str:
+    """How the prompt was taken, in words."""
+    guessed = [f"took {word} for {meaning}" for word, meaning in scene.guessed_words or ()]
+    unknown = [f"not understood: {', '.join(scene.unknown_words)}"] if scene.unknown_words else []
+    return "; ".join([f"shown: {scene.text}", *guessed, *unknown])

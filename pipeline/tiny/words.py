@@ -5,14 +5,17 @@
 
 An encoder of sentences (all-MiniLM-L6-v2) turns what WordNet says of a word into a vector. A softmax regression
 learns from the listed words and from word_examples.txt which vectors mean which value of a scene, and which mean none
-of them. Every other word whose likeliest value reaches a confidence of THRESHOLD goes into the table. The last lines
-say what the method makes of examples that it had not seen, which is how THRESHOLD was chosen. Nothing here is random
-but which words stand for "nothing", and that has a fixed seed: the same machine makes the same table.
+of them. An example goes into the table as it is, every other word whose likeliest value reaches a confidence of
+THRESHOLD. What is printed at the end, how examples fare that were not learnt from, is what THRESHOLD was chosen by.
+Where WordNet does not lie where Debian puts it, --wordnet names the folder.
 
-N texts or words, E = 384 width of a vector, C = 1 + 24 classes: nothing, then the values of a scene.
+Nothing is drawn but the words that stand for "nothing", and that with a fixed seed: one machine makes one table.
+
+N texts or words, E = 384 width of a vector, C = 26 classes: nothing, then the 25 values of a scene.
 """
 
 import argparse
+import math
 import random
 import re
 import sys
@@ -36,8 +39,10 @@ COMMON = 50_000
 """So many of the most frequent words of the list are looked at."""
 CARRIER, CARRIER_WEIGHT = "a landscape with {}", 0.5
 """The sentence in which a word is read besides, and what that counts beside its definition."""
-THRESHOLD = 0.5
+THRESHOLD = 0.3
 RIDGE = 1e-5
+BALANCE = 100
+"""An example of a value that has so many counts 1."""
 UNLABELLED, UNLABELLED_WEIGHT = 8000, 0.03
 """Words taken for "nothing" unseen, and what each counts beside an example; a few of them do mean something."""
 FOLDS = 5
@@ -215,9 +220,9 @@ def fit(known: Known) -> Classifier:
     rest = sorted(random.Random(0).sample(rest, min(UNLABELLED, len(rest))))
     inputs = torch.cat([known.vectors[rows], known.described, known.vectors[rest]])
     classes = [examples.words[known.words[row]] for row in rows]
-    classes += [*examples.descriptions.values(), *([0] * len(rest))]
-    counts = torch.ones(len(classes))
-    counts[len(classes) - len(rest) :] = UNLABELLED_WEIGHT
+    classes += examples.descriptions.values()
+    counts = torch.tensor([_count(right, classes) for right in classes] + [UNLABELLED_WEIGHT] * len(rest))
+    classes += [0] * len(rest)
     return _minimise(inputs, torch.tensor(classes), counts / counts.sum())
 
 
@@ -246,6 +251,11 @@ def _score(found: list[tuple[int, Tensor]], threshold: float) -> str:
         f"examples left out, threshold {threshold}: of {len(meant)} with a meaning {right} right, "
         f"{len(meant) - right - unknown} wrong, {unknown} unknown; {false} of {len(said) - len(meant)} others got one"
     )
+
+
+def _count(right: int, classes: list[int]) -> float:
+    """What an example counts; more in a value of which there are few, so that it is not given up for the others."""
+    return math.sqrt(BALANCE / classes.count(right)) if right else 1.0
 
 
 def _minimise(inputs: Tensor, classes: Tensor, shares: Tensor) -> Classifier:
