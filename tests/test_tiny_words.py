@@ -99,6 +99,11 @@ def test_the_longest_listed_phrase_wins_over_a_learnt_word_in_it(table):
     assert understand("a flower").guessed == (("flower", "a green meadow"),)
 
 
+def test_a_listed_word_counts_before_a_guess_wherever_it_stands(table):
+    assert shown("a desert with a flower") == shown("a flower in a desert") == shown("a desert")
+    assert shown("an oak and larches") == shown("oaks")
+
+
 def test_a_guess_that_the_scene_does_not_show_is_not_told(table):
     assert understand("larches, oaks").guessed == understand("without larches").guessed == ()
 

@@ -63,7 +63,10 @@ _SENTENCE_WEATHERS = {"clear": "clear sky", "clouds": "clouds", "fog": "fog", "r
 
 
 def understand(prompt: str, rest: Scene = DEFAULT) -> Understood:
-    """The scene of a prompt; what it does not name is as in `rest`; of two words for one attribute the later counts."""
+    """The scene of a prompt; what it does not name is as in `rest`.
+
+    Of two words for one attribute a listed one counts before a guess, and the later one of two of a kind.
+    """
     read = _read(prompt)
     scene = _complete(read, rest)
     shown = {word: meaning for word, meaning in read.guessed.items() if getattr(scene, meaning[0]) == meaning[1]}
@@ -101,9 +104,10 @@ def vocabulary() -> dict[tuple[str, ...], Meaning]:
 
 
 class _Read(NamedTuple):
-    """What a prompt names, what it denies ("no rain"), and its words that no one listed: guessed at, and unknown."""
+    """What a prompt names by listed words and by others; what it denies ("no rain"); its words that no one listed."""
 
     named: dict[str, int]
+    hinted: dict[str, int]
     denied: list[Meaning]
     guessed: dict[str, Meaning]
     unknown: dict[str, None]
@@ -112,7 +116,7 @@ class _Read(NamedTuple):
 def _read(prompt: str) -> _Read:
     """The longest phrase wins. A negation counts for the next word that is no filler, and on over an "or"."""
     words = _words(prompt)
-    read = _Read({}, [], {}, {})
+    read = _Read({}, {}, [], {}, {})
     at, denying, denied = 0, False, False
     while at < len(words):
         length, meaning = _meaning(words[at : at + LONGEST_PHRASE], read)
@@ -123,14 +127,15 @@ def _read(prompt: str) -> _Read:
         if meaning is not None and denied:
             read.denied.append(meaning)
         elif meaning is not None:
-            read.named[meaning[0]] = meaning[1]
+            by = read.hinted if length == 1 and words[at] in read.guessed else read.named
+            by[meaning[0]] = meaning[1]
         at += length
     return read
 
 
 def _words(prompt: str) -> list[str]:
     """In lower case; "isn't" is a "not"."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"\w+n['’]t\b", "not", prompt.lower()))
+    return re.findall(r"[^\W\d_]+", re.sub(r"\b\w+n['’]t\b", "not", prompt.lower()))
 
 
 def _meaning(words: list[str], read: _Read) -> tuple[int, Meaning | None]:
@@ -156,7 +161,7 @@ def _longest(words: list[str]) -> tuple[int, Meaning | None]:
 
 
 def _complete(read: _Read, rest: Scene) -> Scene:
-    scene = rest._replace(**read.named)
+    scene = rest._replace(**read.hinted | read.named)
     for attribute, index in read.denied:
         if getattr(scene, attribute) == index:
             other = _NOT_DEFAULT if getattr(DEFAULT, attribute) == index else DEFAULT
