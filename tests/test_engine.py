@@ -42,7 +42,8 @@ class Text:
     def encode(self, prompt: str) -> EncodedPrompt:
         self.encoded += 1
         rows = torch.tensor([ord(c) for c in prompt[:8]]).float().unsqueeze(1)
-        return EncodedPrompt(torch.sin(rows * torch.arange(1, 17)), f"scene of {prompt}", ("xyzzy",), (("elm", "trees"),))
+        rows = torch.sin(rows * torch.arange(1, 17))
+        return EncodedPrompt(rows, f"scene of {prompt}", ("xyzzy",), (("elm", "trees"),))
 
     def merge(self, previous: str, prompt: str) -> str:
         return prompt
