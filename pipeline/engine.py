@@ -372,6 +372,7 @@ class Engine:
             sequence=slot.held.sequence,
             scene=slot.encoded.scene,
             unknown_words=slot.encoded.unknown_words,
+            guessed_words=slot.encoded.guessed_words,
         )
         slot.chunk += 1
         slot.frame += len(frames.pixels)

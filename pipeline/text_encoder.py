@@ -22,11 +22,12 @@ CACHED_PROMPTS = 64  # at most 4 MB each for the public models
 
 
 class EncodedPrompt(NamedTuple):
-    """rows: (R, D); scene: how the prompt was understood; unknown_words: what was not."""
+    """rows: (R, D); scene: how the prompt was understood; unknown_words: what was not; guessed_words: as in a Chunk."""
 
     rows: Tensor
     scene: str
     unknown_words: tuple[str, ...]
+    guessed_words: tuple[tuple[str, str], ...] = ()
 
 
 class TextEncoder(Protocol):

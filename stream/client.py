@@ -225,8 +225,8 @@ class _Viewer:
             case protocol.Live():
                 self._live = message
                 await self._open_picture()
-            case protocol.Scene(text=text, unknown_words=unknown) if unknown:
-                self._say(f"shown: {text}; not understood: {', '.join(unknown)}")
+            case protocol.Scene() if message.unknown_words or message.guessed_words:
+                self._say(told(message))
             case protocol.Parked(reason=reason, by_itself=True):
                 raise ConnectionError(reason)
             case protocol.Ended(reason=reason) | protocol.Parked(reason=reason) | protocol.Error(message=reason):
@@ -338,3 +338,10 @@ def _sentence(body: str) -> str:
         return str(json.loads(body)["detail"])
     except (ValueError, TypeError, KeyError):
         return body
+
+
+def told(scene: protocol.Scene) -> str:
+    """How the prompt was taken, in words."""
+    guessed = [f"took {word} for {meaning}" for word, meaning in scene.guessed_words or ()]
+    unknown = [f"not understood: {', '.join(scene.unknown_words)}"] if scene.unknown_words else []
+    return "; ".join([f"shown: {scene.text}", *guessed, *unknown])

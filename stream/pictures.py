@@ -29,9 +29,12 @@ class Pictures:
             self._metrics.stage.labels(stage).observe(seconds)
         if "total" in chunk.seconds:
             self._chunk_seconds.append(chunk.seconds["total"])
-        if (chunk.scene, chunk.unknown_words) != viewer.scene:
-            viewer.scene = chunk.scene, chunk.unknown_words
-            viewer.hear(protocol.Scene(text=chunk.scene, unknown_words=chunk.unknown_words))
+        scene = protocol.Scene(
+            text=chunk.scene, unknown_words=chunk.unknown_words, guessed_words=chunk.guessed_words or None
+        )
+        if scene != viewer.scene:
+            viewer.scene = scene
+            viewer.hear(scene)
         viewer.pacer.put(chunk)
 
     def took(self, viewer: Viewer, paced: Paced) -> None:

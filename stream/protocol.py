@@ -302,11 +302,15 @@ class Parked(Message):
 
 
 class Scene(Message):
-    """How the prompt was understood, and the words of it that were not."""
+    """How the prompt was understood, and the words of it that were not.
+
+    `guessed_words` were understood though no one listed them: pairs of the word and what it was taken for.
+    """
 
     type: Literal["scene"] = "scene"
     text: str
     unknown_words: tuple[str, ...]
+    guessed_words: tuple[tuple[str, str], ...] | None = None
 
 
 class Stats(Message):

@@ -66,7 +66,7 @@ class Viewer:
     welcomed: bool = False
     pacer: Pacer | None = None
     applied: int = 0
-    scene: tuple[str, tuple[str, ...]] = ("", ())
+    scene: protocol.Scene | None = None
     why: str = ""
     told: protocol.Queued | None = None
     sent_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from serving import hear
 
-from stream.client import Recording, Wish, check_url, watch
+from stream import protocol
+from stream.client import Recording, Wish, check_url, told, watch
 
 
 def url(client):
@@ -101,3 +102,9 @@ def test_an_address_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="must look like"):
         check_url(wrong)
     assert check_url("https://x/world") == "https://x/world/"
+
+
+def test_what_became_of_a_prompt_is_told_in_a_line():
+    guessed = protocol.Scene(text="pines", unknown_words=("dragon",), guessed_words=(("sequoia", "pines"),))
+    assert told(guessed) == "shown: pines; took sequoia for pines; not understood: dragon"
+    assert told(protocol.Scene(text="pines", unknown_words=("dragon",))) == "shown: pines; not understood: dragon"

@@ -42,7 +42,8 @@ class Text:
     def encode(self, prompt: str) -> EncodedPrompt:
         self.encoded += 1
         rows = torch.tensor([ord(c) for c in prompt[:8]]).float().unsqueeze(1)
-        return EncodedPrompt(torch.sin(rows * torch.arange(1, 17)), f"scene of {prompt}", ("xyzzy",))
+        rows = torch.sin(rows * torch.arange(1, 17))
+        return EncodedPrompt(rows, f"scene of {prompt}", ("xyzzy",), (("elm", "trees"),))
 
     def merge(self, previous: str, prompt: str) -> str:
         return prompt
@@ -214,6 +215,7 @@ def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood()
     engine.control("a", Control(5, frozenset("l"), "a desert"))
     (chunk,) = engine.step()
     assert (chunk.sequence, chunk.scene, chunk.unknown_words) == (5, "scene of a desert", ("xyzzy",))
+    assert chunk.guessed_words == (("elm", "trees"),)
 
 
 def test_only_the_named_sessions_are_stepped():

@@ -114,9 +114,9 @@ def pass_time(hub, clock, seconds):
         hub.tick()
 
 
-def chunk(run, index=0, sequence=0, scene="a scene", unknown=()):
+def chunk(run, index=0, sequence=0, scene="a scene", unknown=(), guessed=()):
     frames = np.zeros((4, 2, 2, 3), np.uint8)
-    return Chunk(run, index, 4 * index, frames, sequence, scene, unknown, {"total": 0.05})
+    return Chunk(run, index, 4 * index, frames, sequence, scene, unknown, {"total": 0.05}, guessed)
 
 
 def watch(page, count):
@@ -220,6 +220,14 @@ def test_a_prompt_goes_on_in_the_same_world_and_its_scene_is_told_once(hub, engi
         hub.happen(chunk(page.run, index, scene="a blue bar", unknown=("zork",)))
     scenes = [message for message in page.heard if isinstance(message, protocol.Scene)]
     assert scenes == [protocol.Scene(text="a blue bar", unknown_words=("zork",))]
+
+
+def test_words_that_were_guessed_at_are_told_with_what_they_were_taken_for(hub):
+    page = Page(hub)
+    hub.happen(chunk(page.run, guessed=(("sequoia", "pines"),)))
+    assert page.last(protocol.Scene) == protocol.Scene(
+        text="a scene", unknown_words=(), guessed_words=(("sequoia", "pines"),)
+    )
 
 
 def test_a_restart_begins_again_in_the_same_slot_with_what_was_given(hub, engine):

@@ -360,6 +360,13 @@ def test_what_was_understood_is_shown_as_text_and_never_as_markup(live):
     assert page.locator("#understood img").count() == 0
 
 
+def test_a_word_that_was_guessed_at_is_shown_with_what_it_was_taken_for(live):
+    page, script = live()
+    script.send("scene", text="pines", unknown_words=["dragon"], guessed_words=[["sequoia", "pines"]])
+    page.wait_for_function("document.getElementById('scene').textContent === 'pines'")
+    assert page.inner_text("#unknown").endswith("took sequoia for pines; not understood: dragon")
+
+
 def test_an_example_is_one_click_away(live):
     page, script = live()
     page.focus("#prompt")

@@ -3,7 +3,8 @@ import itertools
 import pytest
 
 from pipeline.tiny.landscape import HOURS, OVERRIDES, PLACES, WEATHERS
-from pipeline.tiny.scene import DEFAULT, LONGEST_PHRASE, Scene, merge, sentence, understand, vocabulary
+from pipeline.tiny.scene import DEFAULT, Scene, Understood, merge, sentence, understand, vocabulary
+from pipeline.tiny.vocabulary import LONGEST_PHRASE
 
 
 def named(place="meadow", thing=None, hour="day", weather="clear") -> Scene:
@@ -26,7 +27,7 @@ def named(place="meadow", thing=None, hour="day", weather="clear") -> Scene:
     ],
 )
 def test_everyday_prompts_mean_what_they_say(prompt, scene):
-    assert understand(prompt) == (scene, ())
+    assert understand(prompt) == Understood(scene, unknown=())
 
 
 def test_what_is_not_named_has_a_default():
@@ -43,7 +44,7 @@ def test_every_scene_survives_its_own_sentence():
     sizes = (len(PLACES), 1 + len(OVERRIDES), len(HOURS), len(WEATHERS))
     for indexes in itertools.product(*map(range, sizes)):
         scene = Scene(*indexes)
-        assert understand(sentence(scene)) == (scene, ())
+        assert understand(sentence(scene)) == Understood(scene, unknown=())
 
 
 def test_what_the_new_prompt_does_not_name_stays():

@@ -31,3 +31,15 @@ def test_a_merged_prompt_keeps_the_scene_and_what_nobody_understood():
     merged = encoder().merge("a canyon in the fog", "zeppelin at dusk")
     assert understand(merged).scene == understand("canyon fog dusk").scene
     assert understand(merged).unknown == ("zeppelin",)
+
+
+def test_a_merged_prompt_still_tells_which_words_were_guessed_at():
+    text = encoder()
+    merged = text.merge("a canyon in the fog", "sequoias with zeppelins")
+    assert text.encode(merged).guessed_words == (("sequoias", "pines"),)
+    assert text.encode(merged).scene == "a red canyon with pines by day, fog"
+
+
+def test_unknown_words_that_were_apart_make_no_phrase_once_merged():
+    merged = encoder().merge("a beach", "wild dunes of the west")
+    assert understand(merged).scene == understand("dunes").scene

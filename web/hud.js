@@ -77,10 +77,12 @@ export class Hud {
     find("picture").hidden = !picture;
   }
 
-  /** How the prompt was understood, and which words were not. */
-  scene(text, unknownWords) {
+  /** How the prompt was understood, which of its words were guessed at, and which were not understood. */
+  scene(text, unknownWords, guessedWords) {
+    const guessed = guessedWords.map(([word, meaning]) => `took ${word} for ${meaning}`);
+    const lost = unknownWords.length ? [`not understood: ${unknownWords.join(", ")}`] : [];
     write("scene", text);
-    write("unknown", unknownWords.length ? `not understood: ${unknownWords.join(", ")}` : "");
+    write("unknown", [...guessed, ...lost].join("; "));
   }
 
   /** @param {number|null} fps null: not known now */

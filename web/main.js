@@ -97,7 +97,7 @@ function onMessage(message) {
     case "parked":
       return onParked(message);
     case "scene":
-      return hud.scene(message.text, message.unknown_words);
+      return hud.scene(message.text, message.unknown_words, message.guessed_words ?? []);
     case "stats":
       return onStats(message);
     case "ended":

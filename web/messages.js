@@ -137,7 +137,8 @@ export function leave() {
 
 /**
  * How the prompt was understood, and the words of it that were not.
- * @typedef {{ type: "scene", text: string, unknown_words: string[] }} Scene
+ * `guessed_words` were understood though no one listed them: pairs of the word and what it was taken for.
+ * @typedef {{ type: "scene", text: string, unknown_words: string[], guessed_words: string[][]|null }} Scene
  */
 
 /**

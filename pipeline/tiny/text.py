@@ -29,10 +29,11 @@ class TinyTextEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> EncodedPrompt:
-        understood = scene.understand(prompt)
-        return EncodedPrompt(self(torch.tensor(understood.scene)), scene.sentence(understood.scene), understood.unknown)
+        shown, unknown, guessed = scene.understand(prompt)
+        return EncodedPrompt(self(torch.tensor(shown)), scene.sentence(shown), unknown, guessed)
 
     def merge(self, previous: str, prompt: str) -> str:
-        """The prompt's scene with the rest of the one before; words that nobody understood stay at the end."""
-        unknown = scene.understand(prompt).unknown
-        return " ".join((scene.merge(previous, prompt), *unknown))
+        """The prompt's scene with the rest of the one before; words that no one listed stay at the end, to be told."""
+        shown, unknown, guessed = scene.understand(prompt, scene.understand(previous).scene)
+        # "and" keeps two words that were apart from becoming one phrase.
+        return " and ".join((scene.sentence(shown), *(word for word, _ in guessed), *unknown))
