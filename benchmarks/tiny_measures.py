@@ -46,9 +46,9 @@ def ssim(made: Tensor, truth: Tensor) -> Tensor:
 
 
 def sharpness(pictures: Tensor) -> Tensor:
-    """Mean energy of luma's gradients, (N,)."""
+    """Mean energy of luma's gradients, (N,); above 0 for any picture."""
     grey = luma(pictures)
-    return grey.diff(dim=-1).square().mean((1, 2, 3)) + grey.diff(dim=-2).square().mean((1, 2, 3))
+    return 1e-9 + grey.diff(dim=-1).square().mean((1, 2, 3)) + grey.diff(dim=-2).square().mean((1, 2, 3))
 
 
 def luma(pictures: Tensor) -> Tensor:

@@ -223,7 +223,9 @@ def _train(name: str, probe: nn.Module, loss_of: Callable, pairs: Pairs, plan: P
     optimizer = torch.optim.AdamW(probe.parameters(), plan.rate, weight_decay=0.02, fused=device.type == "cuda")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=plan.steps + 1, pct_start=0.15)
     reported = time.monotonic()
-    for step, batch in zip(range(plan.steps), _batches(pairs, plan.batch, TRAINING_SEED), strict=False):
+    for step, batch in zip(
+        range(plan.steps), _batches(pairs, min(plan.batch, len(pairs.motion)), TRAINING_SEED), strict=False
+    ):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(probe, batch)
@@ -232,7 +234,7 @@ def _train(name: str, probe: nn.Module, loss_of: Callable, pairs: Pairs, plan: P
         schedule.step()
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            print(f"{name} probe: step {step + 1} of {plan.steps}, loss {float(loss):.3f}", flush=True)
+            print(f"{name} probe: step {step + 1} of {plan.steps}, loss {loss.item():.3f}", flush=True)
     return probe.eval().requires_grad_(False)
 
 

@@ -204,15 +204,18 @@ class Engine:
 
     @torch.inference_mode()
     def settle(self) -> None:
-        """Run the context passes that are still owed, each by itself.
+        """Run the context passes that are still owed: each by itself, or where slots run as a batch as one.
 
         step() hands frames out before their keys and values are written. Where launches cost most, as for a small model
         on a CPU, the next chunk's first pass takes the owed chunk along as one more row; elsewhere this runs at once.
         """
         with record_function("chunkcast.context"):
-            for slot in self._slots:
-                if slot.owed is not None:
-                    self._pass(slot.owed.batch, slot.owed.latents, [CONTEXT_PASS])
+            owing = [slot for slot in self._slots if slot.owed is not None]
+            for slots in [owing] if self.schedule == "batch" and owing else [[slot] for slot in owing]:
+                owed = [slot.owed for slot in slots]
+                batch, latents = joined([each.batch for each in owed]), torch.cat([each.latents for each in owed])
+                self._pass(batch, latents, [CONTEXT_PASS] * len(owed))
+                for slot in slots:
                     slot.owed = None
 
     @property
