@@ -108,8 +108,8 @@ def obedience(true: Tensor, seen: Tensor, expected: Tensor, usable: Tensor) -> d
 
     `true` is the camera's own motion, `seen` what a probe sees in the model's pictures, `expected` in the renderer's.
     "obeyed": of each new key, whether its direction shows in its chunk or in the next one under the same key;
-    "right": of each chunk with a key held, whether its direction shows; "near": whether its amount is within NEAR of
-    the expected one. Chunks that are not `usable` (N,) give no flags.
+    "right": of each chunk with a key held, whether its direction shows; "near": whether besides its amount is
+    within NEAR of the expected one. Chunks that are not `usable` (N,) give no flags.
     """
     found = {}
     for name, axes in AXES.items():
@@ -123,7 +123,7 @@ def obedience(true: Tensor, seen: Tensor, expected: Tensor, usable: Tensor) -> d
         new[1:] &= ~same
         new[0] = False
         amount, due = seen[:, axes].norm(dim=1), expected[:, axes].norm(dim=1)
-        near = (amount - due).abs() <= NEAR * due
+        near = right & ((amount - due).abs() <= NEAR * due)
         found[name] = {"obeyed": soon[new & usable], "right": right[held & usable], "near": near[held & usable]}
     return found
 

@@ -191,10 +191,19 @@ def _sights(record: Record) -> list[Sight]:
 
 
 def _agreement(guessed: Tensor, best: Tensor, wanted: Tensor) -> dict[str, Any]:
-    def shares(seen: Tensor) -> dict[str, float | None]:
-        return {name: share(seen[:, i] == wanted[:, i]) for i, name in enumerate(ATTRIBUTES)}
+    """ "told": of what the probe tells rightly in the renderer's picture, how much it tells so in the model's."""
+    model, renderer = guessed == wanted, best == wanted
 
-    return {"model": shares(guessed), "renderer": shares(best), "pictures": len(wanted)}
+    def shares(right: Tensor, rows: Tensor | None = None) -> dict[str, float | None]:
+        parts = (right[:, i] if rows is None else right[:, i][rows[:, i]] for i in range(len(ATTRIBUTES)))
+        return dict(zip(ATTRIBUTES, map(share, parts), strict=True))
+
+    return {
+        "model": shares(model),
+        "renderer": shares(renderer),
+        "told": shares(model, renderer),
+        "pictures": len(wanted),
+    }
 
 
 def _changed_only(sights: Sequence[Sight], guessed: Tensor, best: Tensor, wanted: Tensor) -> dict[str, Any]:
@@ -373,8 +382,8 @@ def _edges(records: Sequence[Record], bench: Bench) -> dict[str, Any]:
     first, last, still = [], [], []
     for record in records:
         found = [_obeyed(record, part, bench) for part in edges(record.chunks) if all(c in record.small for c in part)]
-        first += [found[0]["model"]] if found else []
-        last += [found[-1]["model"]] if found else []
+        first += [each["model"] for each in found[:1]]
+        last += [each["model"] for each in found[1:]]
         if found:
             still.append(_frozen(record, found))
     frozen = torch.cat(still) if still else torch.zeros(0)

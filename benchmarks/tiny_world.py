@@ -10,6 +10,7 @@ model picture comes through the engine as the service runs it. Ctrl-C ends it wi
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ GOALS = """limits:
 def main(argv: list[str] | None = None) -> int:
     """0, or 130 when it was stopped early."""
     options = _parser().parse_args(argv)
-    device, stop = choose_device(options.device), Stop()
+    device = choose_device(options.device)
     print(GOALS, end="", flush=True)
     compile_renderer(device)
     if device.type == "cuda":
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     truth = Truth(device, options.rays)
     probes = find_probes(Path(options.probes), truth, ProbePlan(pairs=options.probe_pairs, steps=options.probe_steps))
     print(f"probes on held-out pictures: {_brief(probes.held_out)}", flush=True)
-    begun = time.monotonic()
+    begun, stop = time.monotonic(), Stop()
     rows = measure(options, make_engine(options, device), Bench(probes, truth), stop)
     result = {
         "benchmark": "tiny_world",
@@ -77,6 +78,8 @@ def make_engine(options: argparse.Namespace, device: torch.device) -> Engine:
 def measure(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
     """The rows asked for, as far as they were reached."""
     rows: dict[str, Any] = {"weights": weights_mb(options.weights)}
+    if options.live:
+        rows["two_cores"] = json.loads((machine.RESULTS / f"{options.live}.json").read_text())
     for name in options.rows.split(","):
         if stop.asked:
             break
@@ -102,6 +105,7 @@ def _quality(options: argparse.Namespace, engine: Engine, bench: Bench, stop: St
 
 def _sessions(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
     records = run(engine, "sessions", tiny_rows.plan_sessions(options.sessions, options.seconds), stop)
+    records = [record for record in records if record.chunks >= tiny_rows.EVERY]
     if not records:
         return {}
     return {
@@ -148,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, help="sessions at a time; default: 64 on a GPU, 2 on a CPU")
     parser.add_argument("--rows", type=_rows, default=",".join(ROWS), help=f"of {','.join(ROWS)} (default: all)")
     parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=20, help="of each session (default: 20)")
+    parser.add_argument("--seconds", type=float, default=20, help="of each session, 4 at least (default: 20)")
     parser.add_argument("--long-seeds", type=int, default=20)
     parser.add_argument("--long-frames", type=int, default=10_000)
     parser.add_argument("--returns", type=int, default=48, help="walks that come back (default: 48)")
@@ -156,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=64, help="streams begun with a renderer's picture (default: 64)")
     parser.add_argument("--photos", type=int, default=18, help="streams begun with another picture (default: 18)")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips for the VAE (default: 64)")
+    parser.add_argument("--live", metavar="NAME", help="also take over what benchmarks.live kept under this name")
     parser.add_argument("--rays", type=int, choices=(1, 2), default=2, help="a pixel and axis of the renderer's")
     parser.add_argument("--probes", metavar="DIR", default="runs/probes", help="where they are kept")
     parser.add_argument("--probe-pairs", type=int, default=ProbePlan.pairs)

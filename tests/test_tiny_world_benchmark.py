@@ -1,5 +1,7 @@
 """The tiny world's benchmark: its measures are right where the answer is known, and the whole table runs."""
 
+import contextlib
+import io
 import json
 import signal
 
@@ -226,23 +228,38 @@ def test_a_run_that_is_stopped_keeps_what_it_has(stop, bench):
     assert not list(engine._slots)
 
 
-def test_the_whole_table_is_measured(tmp_path, monkeypatch, capsys):
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(tiny_world, "Truth", CoarseTruth)
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> dict:
+    """The result of a run that is as small as can be."""
+    folder = tmp_path_factory.mktemp("probes")
+    handler, printed = signal.getsignal(signal.SIGINT), io.StringIO()
     few = (
         "--sessions 1 --seconds 5 --long-seeds 2 --long-frames 48 --returns 1 --away 12 --images 1 --photos 2 --clips 1"
     )
-    probes = ["--probes", str(tmp_path), "--probe-pairs", "4", "--probe-steps", "1"]
-    assert tiny_world.main(["--device", "cpu", *few.split(), *probes]) == 0
+    probes = ["--probes", str(folder), "--probe-pairs", "4", "--probe-steps", "1"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(tiny_world, "Truth", CoarseTruth)
+        assert tiny_world.main(["--device", "cpu", "--live", "live-cpu", "--clips", "1", *few.split(), *probes]) == 0
     signal.signal(signal.SIGINT, handler)
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["commit"] and result["stopped"] is False and 0 <= result["probes"]["turn"] <= 1
-    rows = result["rows"]
+    return json.loads(printed.getvalue().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_whole_table_is_measured(table):
+    assert table["commit"] and table["stopped"] is False and 0 <= table["probes"]["turn"] <= 1
+    rows = table["rows"]
     assert set(rows) == {
-        "weights", "picture_quality", "obeys", "follows", "faithful", "remembers", "first_picture", "first_photo",
-        "stays_well",
+        "weights", "two_cores", "picture_quality", "obeys", "follows", "faithful", "remembers", "first_picture",
+        "first_photo", "stays_well",
     }  # fmt: skip
     assert rows["weights"]["mb"] <= 32 and rows["remembers"]["pose_error"] < 1e-9
     assert rows["faithful"]["psnr"]["median"] > 10 and rows["picture_quality"]["vae_psnr"]["mean"] > 15
     assert len(rows["stays_well"]["series"]["frame"]) == 12 and rows["first_photo"]["ended"] == []
     assert set(rows["follows"]["change"]["model"]) == {"place", "thing", "hour", "weather"}
+
+
+@pytest.mark.slow
+def test_a_result_alone_makes_the_plot(table, tmp_path):
+    plot = pytest.importorskip("benchmarks.plot_tiny_world", reason="needs matplotlib, of the extra bench")
+    plot.draw(table, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
