@@ -21,7 +21,7 @@ from pipeline.tiny.clips import OWN_THINGS, PITCH_LIMIT
 from pipeline.tiny.landscape import HOURS, PERIOD, PLACES, WEATHERS
 from pipeline.tiny.text import KINDS
 
-VERSION = 1
+VERSION = 2
 TRAINING_SEED, HELD_OUT_SEED = 2 * 10**6, 2 * 10**6 + 1
 WIDTHS = (32, 64, 128, 192)
 GRID = (3, 5)
@@ -193,14 +193,17 @@ def _batches(pairs: Pairs, size: int, seed: int) -> Iterator[Pairs]:
         yield Pairs(before, after, moves, scenes)
 
 
-def _disturbed(pictures: Tensor) -> Tensor:
-    """uint8 to [0, 1], half of the batches a little soft and grainy, as any video is; not a model's own faults."""
+def _disturbed(pictures: Tensor, softest: int) -> Tensor:
+    """uint8 to [0, 1], half of the batches grainy and soft, as if made `softest` times smaller at most.
+
+    Any video is a little so; it is no model's own fault that is learnt here.
+    """
     x = pictures.float().div(255)
     if torch.rand(()) < 0.5:
-        height, width = x.shape[-2:]
-        soft = F.interpolate(F.avg_pool2d(x, 2), size=(height, width), mode="bilinear", align_corners=False)
+        factor = 2 ** int(torch.randint(1, softest.bit_length(), ()))
+        soft = F.interpolate(F.avg_pool2d(x, factor), size=x.shape[-2:], mode="bilinear", align_corners=False)
         x = torch.lerp(x, soft, float(torch.rand(())))
-        x = x + 0.03 * torch.rand(()).to(x.device) * torch.randn_like(x)
+        x = x + 0.03 * float(torch.rand(())) * torch.randn_like(x)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -208,12 +211,14 @@ def _disturbed(pictures: Tensor) -> Tensor:
 
 
 def _pose_loss(probe: PoseProbe, batch: Pairs) -> Tensor:
-    pictures = _disturbed(torch.cat((batch.before, batch.after), dim=1))
+    """Motion is to be seen in soft pictures too."""
+    pictures = _disturbed(torch.cat((batch.before, batch.after), dim=1), softest=8)
     return F.smooth_l1_loss(probe(pictures).float(), batch.motion, beta=0.1)
 
 
 def _scene_loss(probe: SceneProbe, batch: Pairs) -> Tensor:
-    guesses = probe(_disturbed(batch.before))
+    """Soft pictures are to be another thing in the space of Frechet distances."""
+    guesses = probe(_disturbed(batch.before, softest=2))
     return sum(F.cross_entropy(guess.float(), batch.scenes[:, i]) for i, guess in enumerate(guesses))
 
 
