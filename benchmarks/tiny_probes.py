@@ -6,8 +6,9 @@ evaluation uses. N pictures or pairs; pictures are uint8 (N, 3, h, w) at the siz
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from pipeline.tiny.clips import OWN_THINGS, PITCH_LIMIT
 from pipeline.tiny.landscape import HOURS, PERIOD, PLACES, WEATHERS
 from pipeline.tiny.text import KINDS
 
-VERSION = 2
+VERSION = 3
 TRAINING_SEED, HELD_OUT_SEED = 2 * 10**6, 2 * 10**6 + 1
-WIDTHS = (32, 64, 128, 192)
+POSE_WIDTHS, SCENE_WIDTHS = (32, 48, 96, 128), (32, 64, 128, 192)
+REACH = (5, 10)
+"""Rows and columns of quarter-size pictures that a spot may have moved: what the quickest turns and tilts do."""
 GRID = (3, 5)
 """What is left of a picture's height and width before the last layers."""
 FEATURES = 64
@@ -53,20 +56,6 @@ class Pairs(NamedTuple):
     scenes: Tensor
 
 
-class Trunk(nn.Module):
-    """Pictures (N, C, h, w) in [0, 1] to FEATURES numbers."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        widths = (channels, *WIDTHS)
-        self.stages = nn.Sequential(*(_stage(widths[i], widths[i + 1], 5 if i == 0 else 3) for i in range(len(WIDTHS))))
-        self.last = nn.Linear(WIDTHS[-1] * GRID[0] * GRID[1], FEATURES)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = self.stages(pictures - 0.5)
-        return F.silu(self.last(F.adaptive_avg_pool2d(x, GRID).flatten(1)))
-
-
 class Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -85,28 +74,70 @@ def _convolution(narrow: int, wide: int, kernel: int, stride: int = 1) -> nn.Seq
 
 
 class PoseProbe(nn.Module):
-    """Two pictures a latent frame apart, (N, 6, h, w), to the motion between them, (N, 4)."""
+    """Two pictures a latent frame apart, (N, 6, h, w), to the motion between them, (N, 4).
+
+    What moved where is asked outright: each spot of the first picture against the spots of the second within REACH.
+    """
 
     def __init__(self):
         super().__init__()
-        self.trunk = Trunk(6)
+        narrow, spots = POSE_WIDTHS[:2], (2 * REACH[0] + 1) * (2 * REACH[1] + 1)
+        self.look = nn.Sequential(_stage(3, narrow[0], 5), _stage(*narrow, 3))
+        self.match = nn.Conv2d(narrow[1], narrow[1], 1, bias=False)
+        self.mix = nn.Sequential(_convolution(spots + narrow[1], narrow[1], 1), nn.SiLU())
+        self.trunk = Trunk(POSE_WIDTHS[1:])
         self.head = nn.Linear(FEATURES, 4)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.trunk(pictures))
+        before, after = self.look(torch.cat(pictures.chunk(2, dim=1)) - 0.5).chunk(2)
+        alike = correlation(*(F.normalize(self.match(seen).float(), dim=1) for seen in (before, after)))
+        return self.head(self.trunk(self.mix(torch.cat((alike.to(before.dtype), before), dim=1))))
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Scalar products of each spot of `one` (N, C, h, w) with those of `other` at most REACH away: (N, spots, h, w).
+
+    Channels are (2 REACH[0] + 1) rows times (2 REACH[1] + 1) columns of displacement, outside the picture 0.
+    """
+    down, across = REACH
+    width = one.shape[-1]
+    rows = F.pad(other, (across, across, down, down)).movedim(1, -1)  # (N, h + 2 down, w + 2 across, C)
+    place = torch.arange(width, device=one.device)[:, None] + torch.arange(2 * across + 1, device=one.device)
+    place = place.expand(*one.shape[:1], one.shape[-2], -1, -1)
+    found = []
+    for shift in range(2 * down + 1):
+        every = one.movedim(1, -1) @ rows[:, shift : shift + one.shape[-2]].mT  # (N, h, w, w + 2 across)
+        found.append(every.gather(-1, place))
+    return torch.cat(found, dim=-1).movedim(-1, 1)
 
 
 class SceneProbe(nn.Module):
-    """A picture (N, 3, h, w) to logits of place, thing, hour and weather; trunk() is the space of Frechet distances."""
+    """A picture (N, 3, h, w) to logits of place, thing, hour, weather; features() is the space of Frechet distances."""
 
     def __init__(self):
         super().__init__()
-        self.trunk = Trunk(3)
+        self.look = _stage(3, SCENE_WIDTHS[0], 5)
+        self.trunk = Trunk(SCENE_WIDTHS)
         self.heads = nn.ModuleList(nn.Linear(FEATURES, kinds) for kinds in KINDS)
 
+    def features(self, pictures: Tensor) -> Tensor:
+        return self.trunk(self.look(pictures - 0.5))
+
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        features = self.trunk(pictures)
+        features = self.features(pictures)
         return [head(features) for head in self.heads]
+
+
+class Trunk(nn.Module):
+    """Maps (N, widths[0], h, w) to FEATURES numbers, half the height and width at each of the further widths."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.stages = nn.Sequential(*(_stage(narrow, wide, 3) for narrow, wide in pairwise(widths)))
+        self.last = nn.Linear(widths[-1] * GRID[0] * GRID[1], FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.last(F.adaptive_avg_pool2d(self.stages(x), GRID).flatten(1)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +159,7 @@ class Probes:
 
     def features(self, pictures: Tensor) -> Tensor:
         """(N, FEATURES), on the CPU."""
-        return self._judge(self.scene.trunk, pictures)
+        return self._judge(self.scene.features, pictures)
 
     @torch.inference_mode()
     def _judge(self, probe: Callable[..., Tensor], *pictures: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Truth:
         """The same at the probes' size."""
         return self._draw(poses, scenes, SMALL, None)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _draw(self, poses: Tensor, scenes: Tensor, size: tuple[int, int], phases: Tensor | None) -> Tensor:
         phases = torch.full((len(poses),), LAST_PHASE) if phases is None else phases
         poses, scenes, phases = poses.float().to(self.device), scenes.to(self.device), phases.to(self.device)

@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import tiny_gallery, tiny_probes, tiny_rows, tiny_walks, tiny_world
 from benchmarks import tiny_measures as measures
-from benchmarks import tiny_probes, tiny_rows, tiny_walks, tiny_world
 from benchmarks.tiny_probes import PoseProbe, ProbePlan, Probes, SceneProbe
 from benchmarks.tiny_rows import Bench
 from benchmarks.tiny_truth import Truth, motion, moved
@@ -188,7 +189,17 @@ def test_photos_are_pictures_that_the_engine_takes():
         assert tiny_rows._read(walk.spec.image).shape == (1, 3, PRESET.height, PRESET.width)
 
 
-def test_probes_learn_their_own_pictures(tmp_path):
+def test_the_correlation_of_a_moved_map_is_highest_where_it_moved_to():
+    one = torch.nn.functional.normalize(torch.randn(2, 8, 24, 40, generator=torch.Generator().manual_seed(0)), dim=1)
+    down, right = 3, -7
+    alike = tiny_probes.correlation(one, one.roll((down, right), (2, 3)))
+    best = alike[:, :, 6:18, 12:28].argmax(1)
+    rows, columns = tiny_probes.REACH
+    assert (best == (down + rows) * (2 * columns + 1) + right + columns).all()
+    assert alike[:, :, 6:18, 12:28].amax().item() == pytest.approx(1)
+
+
+def test_probes_learn_their_own_pictures():
     torch.manual_seed(0)
     truth = CoarseTruth("cpu")
     pairs = tiny_probes.draw_pairs(truth, 6, 0)
@@ -242,6 +253,19 @@ def table(tmp_path_factory) -> dict:
         assert tiny_world.main(["--device", "cpu", "--live", "live-cpu", "--clips", "1", *few.split(), *probes]) == 0
     signal.signal(signal.SIGINT, handler)
     return json.loads(printed.getvalue().splitlines()[-1])
+
+
+def test_the_gallery_shows_every_place_twice_and_the_animation_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_gallery, "CHUNKS", 1)
+    monkeypatch.setattr(tiny_gallery, "TOUR_CHUNKS", 1)
+    engine = Engine(PRESET, load_parts(PRESET, None, torch.device("cpu")), slots=1, schedule="turns")
+    sheet = tiny_gallery.grid(engine, CoarseTruth("cpu"), tries=1)
+    assert sheet.size == (4 * PRESET.width, 4 * (PRESET.height + tiny_gallery.LABEL))
+    frames = tiny_gallery.tour(engine, 0)
+    assert len(frames) == 4 * len(tiny_gallery.TOUR)
+    assert tiny_gallery.animate(frames, tmp_path / "walk.webp") < tiny_gallery.LARGEST_ANIMATION
+    with Image.open(tmp_path / "walk.webp") as image:
+        assert image.n_frames == len(frames)
 
 
 @pytest.mark.slow
