@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, tiny_rows
+from benchmarks import machine, tiny_long, tiny_pictures, tiny_returns, tiny_sessions
 from benchmarks.tiny_probes import ProbePlan, find_probes
 from benchmarks.tiny_rows import Bench
 from benchmarks.tiny_truth import Truth, compile_renderer
@@ -100,37 +100,37 @@ def weights_mb(folder: str | None) -> dict[str, Any]:
 
 
 def _quality(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
-    return {"picture_quality": tiny_rows.picture_quality(options.clips, bench, engine._vae)}
+    return {"picture_quality": tiny_returns.picture_quality(options.clips, bench, engine._vae)}
 
 
 def _sessions(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
-    records = run(engine, "sessions", tiny_rows.plan_sessions(options.sessions, options.seconds), stop)
-    records = [record for record in records if record.chunks >= tiny_rows.EVERY]
+    records = run(engine, "sessions", tiny_sessions.plan_sessions(options.sessions, options.seconds), stop)
+    records = [record for record in records if record.chunks >= tiny_sessions.EVERY]
     if not records:
         return {}
     return {
-        "obeys": tiny_rows.obeys(records, bench),
-        "follows": tiny_rows.follows(records, bench),
-        "faithful": tiny_rows.faithful(records, bench),
+        "obeys": tiny_sessions.obeys(records, bench),
+        "follows": tiny_sessions.follows(records, bench),
+        "faithful": tiny_sessions.faithful(records, bench),
     }
 
 
 def _returns(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
-    records = run(engine, "returns", tiny_rows.plan_returns(options.returns, options.away), stop)
+    records = run(engine, "returns", tiny_returns.plan_returns(options.returns, options.away), stop)
     done = any(record.chunks == len(record.walk.keys) for record in records)
-    return {"remembers": tiny_rows.remembers(records, bench, engine._vae)} if done else {}
+    return {"remembers": tiny_returns.remembers(records, bench, engine._vae)} if done else {}
 
 
 def _images(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
-    records = run(engine, "pictures first", tiny_rows.plan_images(options.images, bench), stop)
-    found = {} if stop.asked else {"first_picture": tiny_rows.continues(records, bench)}
-    records = [] if stop.asked else run(engine, "photos first", tiny_rows.plan_photos(options.photos), stop)
-    return found | ({"first_photo": tiny_rows.takes_photos(records)} if records else {})
+    records = run(engine, "pictures first", tiny_pictures.plan_images(options.images, bench), stop)
+    found = {} if stop.asked else {"first_picture": tiny_pictures.continues(records, bench)}
+    records = [] if stop.asked else run(engine, "photos first", tiny_pictures.plan_photos(options.photos), stop)
+    return found | ({"first_photo": tiny_pictures.takes_photos(records)} if records else {})
 
 
 def _long(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Stop) -> dict[str, Any]:
-    records = run(engine, "long walks", tiny_rows.plan_long(options.long_seeds, options.long_frames), stop)
-    return {"stays_well": tiny_rows.stays_well(records, bench)} if records else {}
+    records = run(engine, "long walks", tiny_long.plan_long(options.long_seeds, options.long_frames), stop)
+    return {"stays_well": tiny_long.stays_well(records, bench)} if records else {}
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = dict(

@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import tiny_gallery, tiny_probes, tiny_rows, tiny_walks, tiny_world
+from benchmarks import (
+    tiny_gallery,
+    tiny_long,
+    tiny_pictures,
+    tiny_probes,
+    tiny_returns,
+    tiny_rows,
+    tiny_sessions,
+    tiny_walks,
+    tiny_world,
+)
 from benchmarks import tiny_measures as measures
 from benchmarks.tiny_probes import PoseProbe, ProbePlan, Probes, SceneProbe
 from benchmarks.tiny_rows import Bench
@@ -49,7 +59,7 @@ def bench() -> Bench:
 
 
 def sessions(count: int = 40) -> list[tiny_walks.Walk]:
-    return tiny_rows.plan_sessions(count, seconds=10)
+    return tiny_sessions.plan_sessions(count, seconds=10)
 
 
 def motions(walk: tiny_walks.Walk) -> torch.Tensor:
@@ -117,7 +127,7 @@ def test_a_path_of_any_keys_closes(chunks):
 
 
 def test_a_return_is_noted_at_the_very_same_pose():
-    for walk in tiny_rows.plan_returns(4, 14):
+    for walk in tiny_returns.plan_returns(4, 14):
         stands = poses(walk)
         noted = sorted(walk.full)
         gap = stands[noted[1] + 1] - stands[noted[0] + 1]
@@ -164,29 +174,29 @@ def test_a_changing_prompt_names_what_changes_and_nothing_else():
 
 
 def test_a_session_with_a_frozen_picture_is_found_out(bench):
-    (walk,) = tiny_rows.plan_long(1, 80)
-    drawn = bench.truth.small(poses(walk)[1:], tiny_rows._scenes(walk, range(20)))
+    (walk,) = tiny_long.plan_long(1, 80)
+    drawn = bench.truth.small(poses(walk)[1:], tiny_rows.scenes_of(walk, range(20)))
     moving = Record(walk, chunks=20, small=dict(enumerate(drawn)))
     moving.changes = list(measures.as_floats(drawn).diff(dim=0).abs().mean((1, 2, 3)))
     frozen = Record(walk, chunks=20, small=dict(enumerate(drawn)), changes=[torch.tensor(0.0)] * 19)
-    assert tiny_rows._edges([moving], bench)["frozen"] == 0
-    assert tiny_rows._edges([frozen], bench)["frozen"] == 1
+    assert tiny_long._edges([moving], bench)["frozen"] == 0
+    assert tiny_long._edges([frozen], bench)["frozen"] == 1
 
 
 def test_the_renderers_own_pictures_are_faithful_and_stay_well(bench):
-    (walk,) = tiny_rows.plan_long(1, 80)
+    (walk,) = tiny_long.plan_long(1, 80)
     record = Record(walk, chunks=20)
     chunks = sorted(walk.full)
-    full = bench.truth.full(poses(walk)[1:][chunks], tiny_rows._scenes(walk, chunks))
+    full = bench.truth.full(poses(walk)[1:][chunks], tiny_rows.scenes_of(walk, chunks))
     record.full = dict(zip(chunks, full, strict=True))
-    series = tiny_rows._series([record], bench, 20)
+    series = tiny_long._series([record], bench, 20)
     assert series["psnr_median"] == [99.0] * 20 and series["sharpness_ratio"] == [1.0] * 20
     assert series["colour_distance"] == [0.0] * 4 and len(series["colour_frame"]) == 4
 
 
 def test_photos_are_pictures_that_the_engine_takes():
-    for walk in tiny_rows.plan_photos(3):
-        assert tiny_rows._read(walk.spec.image).shape == (1, 3, PRESET.height, PRESET.width)
+    for walk in tiny_pictures.plan_photos(3):
+        assert tiny_pictures._read(walk.spec.image).shape == (1, 3, PRESET.height, PRESET.width)
 
 
 def test_the_correlation_of_a_moved_map_is_highest_where_it_moved_to():
@@ -225,7 +235,7 @@ def test_probes_are_kept_until_the_renderer_changes(tmp_path, monkeypatch):
 
 def test_a_run_that_is_stopped_keeps_what_it_has(stop, bench):
     engine = Engine(PRESET, load_parts(PRESET, "random", torch.device("cpu")), slots=1, schedule="turns")
-    walks = tiny_rows.plan_long(2, 400)
+    walks = tiny_long.plan_long(2, 400)
     step = engine.step
     count = iter(range(100))
 
