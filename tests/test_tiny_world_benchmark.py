@@ -255,11 +255,12 @@ def table(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("probes")
     handler, printed = signal.getsignal(signal.SIGINT), io.StringIO()
     few = (
-        "--sessions 1 --seconds 5 --long-seeds 2 --long-frames 48 --returns 1 --away 12 --images 1 --photos 2 --clips 1"
+        "--sessions 1 --seconds 5 --long-seeds 2 --long-frames 32 --returns 1 --away 12 --images 1 --photos 1 --clips 1"
     )
     probes = ["--probes", str(folder), "--probe-pairs", "4", "--probe-steps", "1"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(tiny_world, "Truth", CoarseTruth)
+        patch.setattr(tiny_returns, "LEAD_IN", 2)
         assert tiny_world.main(["--device", "cpu", "--live", "live-cpu", "--clips", "1", *few.split(), *probes]) == 0
     signal.signal(signal.SIGINT, handler)
     return json.loads(printed.getvalue().splitlines()[-1])
@@ -288,7 +289,7 @@ def test_the_whole_table_is_measured(table):
     }  # fmt: skip
     assert rows["weights"]["mb"] <= 32 and rows["remembers"]["pose_error"] < 1e-9
     assert rows["faithful"]["psnr"]["median"] > 10 and rows["picture_quality"]["vae_psnr"]["mean"] > 15
-    assert len(rows["stays_well"]["series"]["frame"]) == 12 and rows["first_photo"]["ended"] == []
+    assert len(rows["stays_well"]["series"]["frame"]) == 8 and rows["first_photo"]["ended"] == []
     assert set(rows["follows"]["change"]["model"]) == {"place", "thing", "hour", "weather"}
 
 
