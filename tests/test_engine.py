@@ -1,6 +1,7 @@
 """The real engine at small width with random weights: isolation, boundaries, pictures, endings."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -349,6 +350,20 @@ def test_one_live_slot_of_two_costs_one(monkeypatch, schedule):
     engine.open(spec("a"))
     engine.step(), engine.step()
     assert rows == [1, 1, 2, 1]  # two passes a chunk; the first of a later chunk takes the chunk before along
+
+
+@pytest.mark.parametrize("schedule, expected", [("turns", [1, 1]), ("batch", [2])])
+def test_owed_context_passes_of_a_batch_run_as_one(monkeypatch, schedule, expected):
+    engine, alone = small_engine(schedule=schedule), small_engine(schedule="turns")
+    rows, run_pass = [], engine._pass
+    for each in (engine, alone):
+        each.open(spec("a")), each.open(spec("b", seed=7))
+        each.step()
+    monkeypatch.setattr(engine, "_pass", lambda batch, x, steps: (rows.append(len(x)), run_pass(batch, x, steps))[1])
+    engine.settle(), alone.settle(), engine.settle()
+    assert rows == expected
+    written = slice(0, PRESET.chunk * math.prod(PRESET.token_grid))
+    torch.testing.assert_close(engine._cache.k[:, :, written], alone._cache.k[:, :, written], rtol=1e-4, atol=1e-5)
 
 
 def test_closing_a_session_that_has_gone_is_no_error():
