@@ -13,7 +13,7 @@ from pipeline.presets import Preset
 from pipeline.sampler import noise
 from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_tokenizer
 from pipeline.tiny.load import load_tiny, make_tiny
-from pipeline.transformer import Transformer
+from pipeline.transformer import LayerNorm, RMSNorm, Transformer
 from pipeline.vae import StreamingDecoder, StreamingEncoder, WanVAE
 
 RANDOM = "random"
@@ -126,17 +126,20 @@ def _random_parts(preset: Preset, device: torch.device) -> Parts:
 
 
 def _random_transformer(preset: Preset, device: torch.device) -> Transformer:
-    """At true size; made where it runs, because 14B parameters do not fit twice."""
+    """At true size; made where it runs and a tensor at a time, because 14B parameters do not fit twice."""
     with torch.device("meta"):
         model = Transformer(preset.transformer)
-    model = model.to(_dtype(device)).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm_q.weight", "norm_k.weight", "norm3.weight")):
-                parameter.fill_(1)
+    generator, dtype = torch.Generator(device).manual_seed(0), _dtype(device)
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if name == "weight_scale":  # of FP8 linears, which make it of the weight
+                continue
+            tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+            if isinstance(module, RMSNorm | LayerNorm) and name == "weight":
+                tensor.fill_(1)
             else:
-                parameter.normal_(0, RANDOM_SCALE, generator=generator)
+                tensor.normal_(0, RANDOM_SCALE, generator=generator)
+            module.load_state_dict({name: tensor}, strict=False, assign=True)
     return model.eval().requires_grad_(False)
 
 
