@@ -280,6 +280,8 @@ class Transformer(nn.Module):
         """
         for block in self.blocks:
             block.self_attn.join()
+        if self.patch_embedding.weight.is_cuda:
+            torch.cuda.empty_cache()  # of the places that q, k and v had, too small for anything as large as them all
         if self.regions is PLAIN:
             self.regions = compiled(self.config.precision == "fp8", backend)
 

@@ -93,9 +93,9 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        default="bf16",
         choices=["bf16", "fp8"],
-        help="of the transformer's matrix products on a GPU; fp8 is quicker, in half the memory, and a little off",
+        help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
+        "(default: bf16)",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 

@@ -112,7 +112,7 @@ def test_a_region_that_cannot_be_compiled_runs_plainly_and_says_so_once():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("region", fused.Regions._fields)
 def test_a_compiled_region_is_no_further_from_the_exact_result_than_the_plain_one(region, dtype, quantized):
     given = inputs(1536, 12, 97, dtype, "cuda")[region]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import UMT5_XXL, _umt5
-from pipeline.presets import PRESETS, find_preset
+from pipeline.presets import PRESETS, at_precision, find_preset
 from pipeline.transformer import Transformer
 from pipeline.vae import WanVAE
 
@@ -190,3 +190,11 @@ def test_the_full_size_text_encoder_has_exactly_the_published_shapes():
 def test_a_preset_that_does_not_exist_lists_those_that_do():
     with pytest.raises(ValueError, match="there are tiny, lingbot-world-fast"):
         find_preset("tiyn")
+
+
+def test_a_precision_changes_the_linears_of_a_preset_and_nothing_else():
+    preset = find_preset("lingbot-world-v2-14b")
+    eight = at_precision(preset, "fp8")
+    assert eight.transformer.precision == "fp8" and at_precision(eight, "bf16") == preset
+    with pytest.raises(ValueError, match="no precision 'int4'; it is bf16 or fp8"):
+        at_precision(preset, "int4")
