@@ -1,13 +1,18 @@
 """Seconds a chunk, in the steady state, as the service's worker runs the engine: `python -m benchmarks.throughput`.
 
-Prints the machine's own ceilings first, measured here (matrix product, attention, copy), then for each number of live
-sessions: seconds from step to step (median of --chunks after the window has filled, with the spread), by stage,
-frames/s for each viewer, the share of the matrix and attention ceilings, peak memory, and how often the host had to
-wait for the GPU within a step. Frames are taken by a thread of their own, as in the service.
+Prints the machine's own ceilings first, measured here (matrix product, attention, copy), then for each way to run the
+preset (precision, eager, schedule) and each number of live sessions: seconds from step to step (median of --chunks
+after the window has filled, with the spread), by stage, frames/s for each viewer, the share of the matrix and attention
+ceilings, peak memory, and how often the host had to wait for the GPU within a step. Then one session from admit: when
+its first frames are there, and all of --frames; and how far its latents and frames are from those of the first way.
+Frames are taken by a thread of their own, as in the service. A table of all comes last but one, JSON last.
 """
 
 import argparse
+import gc
+import itertools
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -16,43 +21,170 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from benchmarks import machine
 from kernels.attention import attention
 from pipeline.chunk import Ended, SessionSpec
 from pipeline.digest import render
-from pipeline.engine import Engine, build
-from pipeline.presets import Preset
+from pipeline.engine import Engine, build, choose_device
+from pipeline.presets import Preset, find_preset
 from pipeline.profiling import profile_engine
 
 PROMPT = "a meadow by day"
 REPEATS = 10
 DIGEST_CHUNKS = 2
+CLIP_FRAMES = 81
+
+
+class Way(NamedTuple):
+    """How a preset is run; `eager` is the transformer as it was before Transformer.fuse."""
+
+    precision: str
+    eager: bool
+    schedule: str
+
+    def __str__(self) -> str:
+        return f"{self.precision}{' eager' if self.eager else ''}, {self.schedule}"
+
+
+class Clip(NamedTuple):
+    """One session from admit: seconds until its first frames and until all; its latents and uint8 frames."""
+
+    first: float
+    whole: float
+    latents: np.ndarray
+    frames: np.ndarray
 
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    counts = [int(count) for count in options.slots.split(",")]
-    engine = build(
-        options.preset, options.weights, slots=max(counts), device=options.device, schedule=options.schedule,
-        context=options.context,
-    )  # fmt: skip
-    ceilings = measure_ceilings(engine.preset, engine.device)
+    device = choose_device(options.device)
+    ceilings = measure_ceilings(find_preset(options.preset), device)
     print("ceilings here: " + ", ".join(f"{name} {value}" for name, value in ceilings.items()), flush=True)
-    world = engine.prewarm()
-    runs = {}
-    for count in counts:
-        runs[count] = run = measure(engine, count, options.chunks)
-        run["share_of_ceilings"] = round(count * floor_seconds(engine, ceilings) / run["seconds_a_chunk"], 3)
-        print(f"{count} live: {run}", flush=True)
-        if options.digest:
-            write_digest(engine, count, machine.RESULTS / f"{options.digest}-{count}")
-    result = {"preset": options.preset, "schedule": world.schedule, "ceilings": ceilings, "live": runs}
+    runs: list[dict[str, Any]] = []
+    reference: Clip | None = None
+    for way in ways(options):
+        try:
+            found, clip = measure_way(way, options, ceilings, reference)
+            runs += found
+            reference = reference or clip
+        except torch.OutOfMemoryError as error:
+            runs.append({"way": str(way), "failed": str(error).split(". ")[0]})
+            print(f"{way}: {runs[-1]['failed']}", flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print(table(runs))
+    result = {"preset": options.preset, "ceilings": ceilings, "runs": runs}
     machine.finish({"benchmark": "throughput", **machine.facts(), **result}, options.save)
     return 0
+
+
+def ways(options: argparse.Namespace) -> list[Way]:
+    """What was asked for, the eager one first: the others are compared with it."""
+    precisions = [("bf16", True)] if options.eager else []
+    precisions += [(precision, False) for precision in options.precision.split(",")]
+    return [Way(*pair, schedule) for pair, schedule in itertools.product(precisions, options.schedule.split(","))]
+
+
+def measure_way(
+    way: Way, options: argparse.Namespace, ceilings: dict[str, float], reference: Clip | None
+) -> tuple[list[dict[str, Any]], Clip]:
+    """One engine: the steady state of each number of sessions, then one session from admit."""
+    counts, begun = [int(count) for count in options.slots.split(",")], time.perf_counter()
+    engine = build(
+        options.preset, options.weights, slots=max(counts), device=options.device, schedule=way.schedule,
+        context=options.context, precision=way.precision, fuse=False if way.eager else None,
+    )  # fmt: skip
+    if way.schedule == "auto":
+        engine.prewarm()
+    runs = []
+    for count in counts:
+        run = {"way": str(way._replace(schedule=engine.schedule)), "live": count}
+        run |= measure(engine, count, options.chunks)
+        run["share_of_ceilings"] = round(count * floor_seconds(engine, ceilings) / run["seconds_a_chunk"], 3)
+        runs.append(run)
+        print(run, flush=True)
+        if options.digest:
+            name = "-".join((options.digest, *str(way).replace(",", "").split(), str(count)))
+            write_digest(engine, count, machine.RESULTS / name)
+    clip = make_clip(engine, options.frames)
+    facts = {"first_frame_seconds": round(clip.first, 4), "clip_seconds": round(clip.whole, 3)}
+    facts |= closeness(clip, reference) if reference is not None else {}
+    runs[0] |= facts
+    print(f"{facts}, {time.perf_counter() - begun:.0f} s for this way", flush=True)
+    return runs, clip
+
+
+def make_clip(engine: Engine, frames: int) -> Clip:
+    """A session of at least `frames` frames, alone; seconds count from before it is admitted."""
+    begun, arrived = time.perf_counter(), []
+
+    def take(pending):
+        result = pending.result()
+        assert not isinstance(result, Ended), result
+        arrived.append(time.perf_counter() - begun)
+        return result.frames
+
+    engine.open(SessionSpec("clip", PROMPT, 7, engine.warm_image()))
+    try:
+        with ThreadPoolExecutor(1) as taker:
+            taken = []
+            for _ in range(engine.preset.chunk_of(frames - 1) + 1):
+                (pending,) = engine.begin(["clip"])
+                taken.append(taker.submit(take, pending))
+                engine.wait()
+            pictures = np.concatenate([each.result() for each in taken])
+        latents = engine.snapshot("clip").latents
+    finally:
+        engine.close("clip")
+    return Clip(arrived[0], arrived[-1], latents, pictures)
+
+
+def closeness(clip: Clip, reference: Clip) -> dict[str, float]:
+    """How far a clip is from another of the same session, in its first chunk and in all of it.
+
+    Relative error of the latents (norm of the difference over norm), PSNR of the frames in dB.
+    """
+    first = len(clip.frames) // len(clip.latents)
+    return {
+        "latent_error_first": _relative(clip.latents[:1], reference.latents[:1]),
+        "latent_error": _relative(clip.latents, reference.latents),
+        "psnr_first": _psnr(clip.frames[:first], reference.frames[:first]),
+        "psnr": _psnr(clip.frames, reference.frames),
+    }
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(f"{np.linalg.norm(found - expected) / np.linalg.norm(expected):.3g}")
+
+
+def _psnr(found: np.ndarray, expected: np.ndarray) -> float:
+    error = np.mean((found.astype(np.float32) - expected.astype(np.float32)) ** 2, dtype=np.float64)
+    return round(10 * math.log10(255**2 / max(float(error), 1e-4)), 1)
+
+
+COLUMNS = {
+    "way": "way", "live": "live", "seconds_a_chunk": "s/chunk", "frames_a_second_each": "fps each", "stages": "denoise",
+    "share_of_ceilings": "share", "peak_gib": "GiB", "first_frame_seconds": "first s", "clip_seconds": "clip s",
+    "latent_error_first": "latents 1", "latent_error": "latents", "psnr_first": "dB 1", "psnr": "dB",
+}  # fmt: skip
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The runs in lines; "latents" is the error against the first way, "1" that of the first chunk alone."""
+    rows = [list(COLUMNS.values())]
+    for run in runs:
+        shown = {**run, "stages": run.get("stages", {}).get("denoise")}
+        rows.append([str(shown.get(key) if shown.get(key) is not None else "-") for key in COLUMNS])
+        if "failed" in run:
+            rows[-1][2] = run["failed"]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def measure(engine: Engine, count: int, chunks: int) -> dict[str, Any]:
@@ -144,9 +276,9 @@ def measure_ceilings(preset: Preset, device: torch.device) -> dict[str, float]:
         torch.randn(1, n, config.heads, config.head_width, device=device, dtype=dtype) for n in (queries, keys, keys)
     )
     big = torch.empty(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
-    product = _seconds(lambda: torch.nn.functional.linear(x, weight), device)
-    attend = _seconds(lambda: attention(q, k, v), device)
-    copy = _seconds(big.clone, device)
+    product = median_seconds(lambda: torch.nn.functional.linear(x, weight), device)
+    attend = median_seconds(lambda: attention(q, k, v), device)
+    copy = median_seconds(big.clone, device)
     return {
         "matrix_tflops": round(2 * queries * config.dim * config.ffn_dim / product / 1e12, 5),
         "attention_tflops": round(4 * queries * keys * config.dim / attend / 1e12, 5),
@@ -171,7 +303,7 @@ def floor_seconds(engine: Engine, ceilings: dict[str, float]) -> float:
     return (products / ceilings["matrix_tflops"] + attends / ceilings["attention_tflops"]) / 1e12
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def median_seconds(work: Callable[[], object], device: torch.device) -> float:
     """The median of some runs, after a warm-up."""
     times = []
     for _ in range(REPEATS + 3):
@@ -191,7 +323,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="a checkpoint, or random; default: those that come with the preset")
     parser.add_argument("--slots", default="1,2", help="numbers of live sessions, such as 1,2 (the default)")
     parser.add_argument("--chunks", type=int, default=10, help="steps to time (default: 10)")
-    parser.add_argument("--schedule", default="auto")
+    parser.add_argument("--schedule", default="auto", help="such as turns,batch; auto lets prewarm choose (default)")
+    parser.add_argument("--precision", default="bf16", help="of the linears, such as bf16,fp8 (default: bf16)")
+    parser.add_argument("--eager", action="store_true", help="also the transformer that is neither fused nor compiled")
+    parser.add_argument("--frames", type=int, default=CLIP_FRAMES, help="of the clip (default: 81)")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--digest", metavar="NAME", help="also trace a few steps and keep what the trace says")

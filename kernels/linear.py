@@ -4,6 +4,7 @@ FP8 here is row-wise: each row of the input and each row of the weight has its o
 y[i, j] = (xq[i] . wq[j]) * sx[i] * sw[j] + b[j], with xq, wq in float8_e4m3fn (largest value 448).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ PRECISIONS = ("plain", "fp8")
 
 
 class Quantized(NamedTuple):
-    """values: (N, K) float8_e4m3fn; scale: (N, 1) float32, so that values * scale is what was quantized."""
+    """values: (..., K) float8_e4m3fn; scale: (..., 1) float32, so that values * scale is what was quantized."""
 
     values: Tensor
     scale: Tensor
@@ -35,18 +36,38 @@ def linear(in_features: int, out_features: int, bias: bool = True, precision: st
     return kind(in_features, out_features, bias)
 
 
+def join(layers: Sequence[nn.Module]) -> nn.Module:
+    """One linear layer that gives side by side what several of one kind and input give, in a single product.
+
+    The layers stay as they are, but their weights are now parts of its own: nothing is held twice, and what is loaded
+    into them is loaded into it.
+    """
+    first = layers[0]
+    with torch.device("meta"):
+        joint = type(first)(first.weight.shape[1], sum(len(each.weight) for each in layers), first.bias is not None)
+    for name, parameter in list(first.named_parameters()):
+        sizes = [len(getattr(each, name)) for each in layers]
+        whole = torch.empty((sum(sizes), *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
+        setattr(joint, name, nn.Parameter(whole, requires_grad=False))
+        for each, part in zip(layers, whole.split(sizes), strict=True):
+            part.copy_(getattr(each, name).detach())
+            setattr(each, name, nn.Parameter(part, requires_grad=False))
+    return joint.eval()
+
+
 def quantize_rows(x: Tensor) -> Quantized:
-    """x: (N, K) of any float dtype to float8 with one scale a row; the largest of each row becomes 448."""
-    scale = x.float().abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_AMAX) / FP8_MAX
+    """x: (..., K) of any float dtype to float8 with one scale a row; the largest of each row becomes 448."""
+    scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_AMAX) / FP8_MAX
     return Quantized((x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
 
 
-def fp8_matmul_reference(x: Quantized, weight: Quantized) -> Tensor:
-    """x (N, K) times weight (M, K) transposed, (N, M) float32, in plain arithmetic."""
-    return (x.values.float() @ weight.values.float().T) * x.scale * weight.scale.T
+def fp8_matmul_reference(x: Quantized, weight: Quantized, bias: Tensor | None = None) -> Tensor:
+    """x (N, K) times weight (M, K) transposed plus bias (M,), (N, M) float32, in plain arithmetic."""
+    y = (x.values.float() @ weight.values.float().T) * x.scale * weight.scale.T
+    return y if bias is None else y + bias.float()
 
 
-def fp8_matmul(x: Quantized, weight: Quantized) -> Tensor:
+def fp8_matmul(x: Quantized, weight: Quantized, bias: Tensor | None = None) -> Tensor:
     """The same in the GPU's FP8 units, result bfloat16. Raises RuntimeError where the GPU has none."""
     if reason := fp8_missing(x.values.device):
         raise RuntimeError(f"FP8 linears cannot run: {reason}")
@@ -55,6 +76,7 @@ def fp8_matmul(x: Quantized, weight: Quantized) -> Tensor:
         weight.values.T,
         scale_a=x.scale,
         scale_b=weight.scale.T,
+        bias=None if bias is None else bias.bfloat16(),
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
@@ -81,13 +103,18 @@ class Fp8Linear(nn.Module):
         self.weight_scale = nn.Parameter(torch.empty(out_features, 1), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) to (..., out) in the same dtype."""
-        rows = quantize_rows(x.flatten(0, -2))
-        matmul = fp8_matmul if x.is_cuda else fp8_matmul_reference
-        y = matmul(rows, Quantized(self.weight, self.weight_scale)).to(x.dtype)
-        y = y if self.bias is None else y + self.bias.to(x.dtype)
-        return y.unflatten(0, x.shape[:-1])
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """x: (..., in), or the same quantized, to (..., out) in the dtype of x, else of the bias."""
+        rows, dtype = (x, self._own_dtype) if isinstance(x, Quantized) else (quantize_rows(x), x.dtype)
+        shape = rows.values.shape[:-1]
+        rows = Quantized(rows.values.flatten(0, -2), rows.scale.flatten(0, -2))
+        matmul = fp8_matmul if rows.values.is_cuda else fp8_matmul_reference
+        y = matmul(rows, Quantized(self.weight, self.weight_scale), self.bias)
+        return y.to(dtype).unflatten(0, shape)
+
+    @property
+    def _own_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bias is None else self.bias.dtype
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         """Quantize what is not yet, before torch compares names and shapes."""

@@ -29,7 +29,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
 from pipeline.pending import Frames, PendingChunk
 from pipeline.picture import read_file
-from pipeline.presets import PROMPT_CHANGES, Preset, find_preset
+from pipeline.presets import PROMPT_CHANGES, Preset, at_precision, find_preset
 from pipeline.revival import CONTEXT_PASS, Revival
 from pipeline.sampler import CONTEXT, denoise_chunk, noise
 from pipeline.slots import Slot, Slots
@@ -53,6 +53,7 @@ class Engine:
     the very bits that it has alone. `context` bounds the latent frames kept by a preset without a window.
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
+    `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         backend: str = "auto",
         image: bytes | None = None,
         prompt_change: str | None = None,
+        fuse: bool | None = None,
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
@@ -74,6 +76,8 @@ class Engine:
         self.preset = preset
         self.world: World | None = None
         self._model, self._vae, self._text, self._recognise = parts
+        if fuse or (fuse is None and self._device.type == "cuda"):
+            self._model.fuse()
         self._schedule = schedule
         self._cores = Shares(slots)
         self._image = image
@@ -567,14 +571,17 @@ def build(
     prompt_change: str | None = None,
     parts: str | Path | None = None,
     lora: str | Path | None = None,
+    precision: str = "bf16",
+    fuse: bool | None = None,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
-    pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. Raises ValueError, with
-    what would be right, for a name that does not exist.
+    pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
+    the transformer's linears, see pipeline.presets.at_precision. Raises ValueError, with what would be right, for a
+    name that does not exist.
     """
-    found = find_preset(preset)
+    found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
     _check_options(slots, schedule, place, prompt_change)
     picture = read_file(image) if image is not None else None
@@ -582,7 +589,7 @@ def build(
         read_image(picture, found.height, found.width)
     loaded = load_parts(found, weights, place, parts, lora)
     engine = functools.partial(
-        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change
+        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse
     )
     largest = "turns" if schedule == "turns" else "batch"
 

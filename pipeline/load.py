@@ -16,7 +16,7 @@ from pipeline.sampler import noise
 from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_tokenizer
 from pipeline.tiny.load import TinyWorld, load_tiny, make_tiny
 from pipeline.tiny.text import TinyTextEncoder
-from pipeline.transformer import Transformer
+from pipeline.transformer import LayerNorm, RMSNorm, Transformer
 from pipeline.vae import StreamingDecoder, StreamingEncoder, WanVAE
 
 RANDOM = "random"
@@ -133,17 +133,20 @@ def _at_rest(part: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _random_transformer(preset: Preset, device: torch.device) -> Transformer:
-    """At true size; made where it runs, because 14B parameters do not fit twice."""
+    """At true size; made where it runs and a tensor at a time, because 14B parameters do not fit twice."""
     with torch.device("meta"):
         model = Transformer(preset.transformer)
-    model = model.to(_dtype(device)).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm_q.weight", "norm_k.weight", "norm3.weight")):
-                parameter.fill_(1)
+    generator, dtype = torch.Generator(device).manual_seed(0), _dtype(device)
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if name == "weight_scale":  # of FP8 linears, which make it of the weight
+                continue
+            tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+            if isinstance(module, RMSNorm | LayerNorm) and name == "weight":
+                tensor.fill_(1)
             else:
-                parameter.normal_(0, RANDOM_SCALE, generator=generator)
+                tensor.normal_(0, RANDOM_SCALE, generator=generator)
+            module.load_state_dict({name: tensor}, strict=False, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -13,6 +13,8 @@ from pipeline.world_map import WorldMapConfig
 CAMERA_CHANNELS = {"none": 0, "cam": 6 * 8 * 8, "act": 7 * 8 * 8}
 IMAGE_CHANNELS = 4 + 16
 PROMPT_CHANGES = ("rebuild", "swap")
+PRECISION_NAMES = {"bf16": "plain", "fp8": "fp8"}
+"""What a user calls the precisions of kernels.linear."""
 LATER_FRAMES = 4
 """Video frames in each latent frame but the first of a stream."""
 
@@ -121,6 +123,16 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def at_precision(preset: Preset, precision: str) -> Preset:
+    """The preset with the linears of its transformer's blocks in that precision, a name of PRECISION_NAMES.
+
+    "bf16" is as it comes (float32 on a CPU and for the tiny world), "fp8" another result. Raises ValueError for others.
+    """
+    if precision not in PRECISION_NAMES:
+        raise ValueError(f"no precision {precision!r}; it is {' or '.join(PRECISION_NAMES)}")
+    return replace(preset, transformer=replace(preset.transformer, precision=PRECISION_NAMES[precision]))
 
 
 def _wan_14b(control: str) -> TransformerConfig:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from kernels import fused
 from kernels.attention import attention
-from kernels.linear import PRECISIONS, linear
+from kernels.compiled import compiled
+from kernels.fused import PLAIN, Regions, Rows
+from kernels.linear import PRECISIONS, join, linear
 from pipeline.world_map import WorldMap, WorldMapConfig
 
 PATCH = 2  # latent pixels along each side of a token; a token is one latent frame deep
@@ -83,14 +85,6 @@ class TimeTerms(NamedTuple):
     e0: Tensor
 
 
-class Modulation(NamedTuple):
-    """(B, 1, C) float32 each."""
-
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor
-
-
 class Memory(Protocol):
     """What self-attention sees; the caller owns it.
 
@@ -143,24 +137,20 @@ def timestep_sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Over the whole model width, before the split into heads."""
+    """Over the whole model width, before the split into heads; kernels.fused computes it."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fused.rms_norm(x, self.weight)
-
 
 class LayerNorm(nn.Module):
+    """With affine; kernels.fused computes it."""
+
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fused.layer_norm(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -179,22 +169,30 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, layer: int, memory: Memory) -> Tensor:
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self._joint: tuple[nn.Module, ...] = ()  # in a tuple, because its weights are q's, k's and v's and have a name
+
+    def join(self) -> None:
+        """Make q, k and v one product from now on."""
+        self._joint = self._joint or (join((self.q, self.k, self.v)),)
+
+    def forward(self, x: Rows, layer: int, memory: Memory, regions: Regions) -> Tensor:
         """x: (B, L, C)."""
-        q = fused.rope(self.split(self.norm_q(self.q(x))), *memory.rope)
-        k = fused.rope(self.split(self.norm_k(self.k(x))), *memory.rope)
-        return self.o(memory.attend(layer, q, k, self.split(self.v(x))).flatten(2))
+        q, k, v = self._joint[0](x).chunk(3, dim=-1) if self._joint else (self.q(x), self.k(x), self.v(x))
+        q, k = regions.heads(q, k, (self.norm_q.weight, self.norm_k.weight), memory.rope, self.heads)
+        return self.o(regions.as_rows(memory.attend(layer, q, k, self.split(v)).flatten(2)))
 
 
 class CrossAttention(Attention):
     def embed(self, text: Tensor) -> TextTerms:
         """text: (B, R, C)."""
-        return TextTerms(self.split(self.norm_k(self.k(text))), self.split(self.v(text)))
+        return TextTerms(self.split(fused.rms_norm(self.k(text), self.norm_k.weight)), self.split(self.v(text)))
 
-    def forward(self, x: Tensor, text: TextTerms) -> Tensor:
+    def forward(self, x: Rows, text: TextTerms, regions: Regions) -> Tensor:
         """x: (B, L, C). All rows are attended to, the padded ones too, as in training."""
-        q = self.split(self.norm_q(self.q(x)))
-        return self.o(attention(q, text.k, text.v).flatten(2))
+        q = regions.query(self.q(x), self.norm_q.weight, self.heads)
+        return self.o(regions.as_rows(attention(q, text.k, text.v).flatten(2)))
 
 
 class Block(nn.Module):
@@ -219,17 +217,21 @@ class Block(nn.Module):
         return CameraTerms(self.cam_scale_layer(c), self.cam_shift_layer(c))
 
     def forward(
-        self, x: Tensor, layer: int, e0: Tensor, text: TextTerms, camera: CameraTerms | None, memory: Memory
+        self,
+        x: Tensor,
+        layer: int,
+        e0: Tensor,
+        text: TextTerms,
+        camera: CameraTerms | None,
+        memory: Memory,
+        regions: Regions,
     ) -> Tensor:
         """x: (B, L, C); e0: (B, 6, C) float32."""
-        terms = (self.modulation.float() + e0).chunk(6, dim=1)
-        attend, feed = Modulation(*terms[:3]), Modulation(*terms[3:])
-        update = self.self_attn(fused.norm_modulate(x, attend.shift, attend.scale), layer, memory)
-        x = fused.gated_add(x, update, attend.gate)
-        if camera is not None:
-            x = fused.modulate(x, camera.scale, camera.shift)
-        x = x + self.cross_attn(self.norm3(x), text)
-        return fused.gated_add(x, self.ffn(fused.norm_modulate(x, feed.shift, feed.scale)), feed.gate)
+        terms, norm3 = self.modulation.float() + e0, self.norm3
+        update = self.self_attn(regions.enter(x, terms), layer, memory, regions)
+        x, seen = regions.after_attention(x, update, terms, camera, norm3.weight, norm3.bias)
+        x, seen = regions.after_text(x, self.cross_attn(seen, text, regions), terms)
+        return regions.leave(x, self.ffn[2](regions.activate(self.ffn[0](seen))), terms)
 
 
 class Head(nn.Module):
@@ -264,10 +266,24 @@ class Transformer(nn.Module):
             self.world_map = WorldMap(config.world_map, dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
+        self.regions = PLAIN
 
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
+
+    def fuse(self, backend: str = "inductor") -> None:
+        """For inference on a GPU: q, k and v as one product, and compiled what lies between the products.
+
+        The weights keep their names and must be in their place; a second call changes nothing. Results differ by
+        rounding. `backend` is torch.compile's.
+        """
+        for block in self.blocks:
+            block.self_attn.join()
+        if self.patch_embedding.weight.is_cuda:
+            torch.cuda.empty_cache()  # of the places that q, k and v had, too small for anything as large as them all
+        if self.regions is PLAIN:
+            self.regions = compiled(self.config.precision == "fp8", backend)
 
     def embed_text(self, rows: Tensor) -> list[TextTerms]:
         """rows: (B, R <= text_rows, text_dim), padded here with zeros to text_rows. Returns one TextTerms a layer.
@@ -315,7 +331,8 @@ class Transformer(nn.Module):
         embed = self.patch_embedding
         x = F.linear(_patches(latent.to(self.dtype)), embed.weight.flatten(1), embed.bias).to(self.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, time.e0, text[layer], camera[layer] if camera is not None else None, memory)
+            held = None if camera is None else camera[layer]
+            x = block(x, layer, time.e0, text[layer], held, memory, self.regions)
         return _unpatchify(self.head(x, time.e), frames, h // PATCH, w // PATCH)
 
 

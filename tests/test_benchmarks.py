@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
@@ -10,11 +11,22 @@ from benchmarks import keeping, load, machine, throughput
 
 @pytest.mark.slow
 def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
-    assert throughput.main(["--chunks", "3"]) == 0
+    assert throughput.main(["--chunks", "3", "--frames", "9"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["ceilings"]["matrix_tflops"] > 0 and set(result["live"]) == {"1", "2"}
-    for run in result["live"].values():
+    assert result["ceilings"]["matrix_tflops"] > 0 and [run["live"] for run in result["runs"]] == [1, 2]
+    for run in result["runs"]:
         assert run["seconds_a_chunk"] > 0 and run["share_of_ceilings"] > 0 and run["syncs_a_step"] == 0
+    assert 0 < result["runs"][0]["first_frame_seconds"] < result["runs"][0]["clip_seconds"]
+
+
+def test_closeness_is_none_of_a_clip_to_itself_and_grows_with_the_error():
+    latents, frames = np.ones((2, 3), np.float32), np.full((4, 1, 1, 3), 100, np.uint8)
+    clip = throughput.Clip(0.0, 0.0, latents, frames)
+    assert throughput.closeness(clip, clip) == {
+        "latent_error_first": 0, "latent_error": 0, "psnr_first": 88.1, "psnr": 88.1,
+    }  # fmt: skip
+    off = throughput.closeness(clip._replace(latents=1.1 * latents, frames=frames + 1), clip)
+    assert off["latent_error"] == 0.1 and off["psnr"] == 48.1
 
 
 def test_a_result_names_its_commit_and_machine():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, linear, quantize_rows
+from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, join, linear, quantize_rows
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,28 @@ def test_an_fp8_linear_takes_its_own_state_dict_unchanged():
     assert torch.equal(first(x), second(x))
 
 
+def test_an_fp8_linear_takes_rows_that_are_quantized_already():
+    layer = linear(64, 32, precision="fp8")
+    layer.load_state_dict(nn.Linear(64, 32).state_dict())
+    x = torch.randn(2, 3, 64)
+    assert torch.equal(layer(quantize_rows(x)), layer(x))
+
+
+@pytest.mark.parametrize("precision", ["plain", "fp8"])
+def test_joined_layers_give_side_by_side_what_each_gives_and_share_its_memory(precision):
+    layers = [linear(64, out, precision=precision) for out in (32, 16)]
+    for layer in layers:
+        layer.load_state_dict(nn.Linear(64, len(layer.weight)).state_dict())
+    x = torch.randn(2, 3, 64)
+    expected = torch.cat([layer(x) for layer in layers], dim=-1)
+    joint = join(layers)
+    torch.testing.assert_close(joint(x), expected)
+    torch.testing.assert_close(torch.cat([layer(x) for layer in layers], dim=-1), expected)
+    assert layers[0].weight.data_ptr() == joint.weight.data_ptr()
+    layers[1].load_state_dict(nn.Linear(64, 16).state_dict())
+    torch.testing.assert_close(joint(x)[..., 32:], layers[1](x))
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="no linear precision 'int4'"):
         linear(4, 4, precision="int4")
@@ -52,3 +74,12 @@ def test_the_fp8_units_say_that_a_cpu_has_none():
     x = quantize_rows(torch.randn(4, 16))
     with pytest.raises(RuntimeError, match="cpu is not a CUDA device"):
         fp8_matmul(x, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_fp8_units_compute_what_the_reference_does():
+    x, weight = (quantize_rows(torch.randn(n, 256, device="cuda")) for n in (48, 32))
+    bias = torch.randn(32, device="cuda")
+    ours, expected = fp8_matmul(x, weight, bias).float(), fp8_matmul_reference(x, weight, bias)
+    assert (ours - expected).norm() / expected.norm() < 5e-3

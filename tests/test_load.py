@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.chunk import SessionSpec
 from pipeline.engine import Engine
-from pipeline.load import load_parts, load_wan, plan_wan
+from pipeline.load import _random_transformer, load_parts, load_wan, plan_wan
+from pipeline.presets import at_precision
 
 CPU = torch.device("cpu")
 SIZES = {"vae": public_checkpoint.VAE, "text": public_checkpoint.UMT5}
@@ -88,3 +89,11 @@ def test_a_checkpoint_of_another_size_is_refused_by_its_config(tmp_path):
     message = str(error.value)
     assert "lingbot_world_fast/config.json contradicts the preset lingbot-world-fast" in message
     assert "dim 24, not 5120" in message and "num_layers 2, not 40" in message
+
+
+def test_random_weights_in_fp8_are_the_plain_ones_quantized():
+    preset = public_checkpoint.small("lingbot-world-v2-1.3b")
+    plain, eight = (_random_transformer(at_precision(preset, precision), CPU) for precision in ("bf16", "fp8"))
+    ours, theirs = eight.blocks[1].ffn[0], plain.blocks[1].ffn[0]
+    assert ours.weight.dtype == torch.float8_e4m3fn and torch.equal(ours.bias, theirs.bias)
+    assert (ours.weight.float() * ours.weight_scale - theirs.weight).norm() / theirs.weight.norm() < 0.04

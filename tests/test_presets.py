@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoint import UMT5_XXL, _umt5
 from pipeline.chunk import PICTURES
-from pipeline.presets import PRESETS, find_preset
+from pipeline.presets import PRESETS, at_precision, find_preset
 from pipeline.transformer import Transformer
 from pipeline.vae import WanVAE
 
@@ -198,3 +198,11 @@ def test_a_preset_says_whether_it_takes_a_picture_in_the_words_of_the_service():
     assert set(words.values()) == set(PICTURES)
     assert words["tiny"] == "optional" and words["lingbot-world-fast"] == "required"
     assert words["wan2.1-1.3b-self-forcing"] == "none"
+
+
+def test_a_precision_changes_the_linears_of_a_preset_and_nothing_else():
+    preset = find_preset("lingbot-world-v2-14b")
+    eight = at_precision(preset, "fp8")
+    assert eight.transformer.precision == "fp8" and at_precision(eight, "bf16") == preset
+    with pytest.raises(ValueError, match="no precision 'int4'; it is bf16 or fp8"):
+        at_precision(preset, "int4")

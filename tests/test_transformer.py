@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -151,6 +153,29 @@ def test_a_bfloat16_model_is_close_to_the_float32_one():
         rough = half(latent, half.embed_time(timestep), half.embed_text(text), None, cache.view([0], 2, 2, 3))
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).norm() / exact.norm() < 0.03
+
+
+@pytest.mark.parametrize("precision, error", [("plain", 1e-6), ("fp8", 1e-2)])
+def test_a_fused_model_gives_the_same_flow_and_keeps_the_names_of_its_weights(precision, error):
+    model = Transformer(dataclasses.replace(SMALL, precision=precision)).eval()
+    model.load_state_dict(Transformer(SMALL).state_dict(), strict=precision == "plain")
+    latent, text, timestep = torch.randn(2, 16, 2, 4, 6), torch.randn(2, 5, 24), torch.tensor([702.0, 31.0])
+    with torch.inference_mode():
+        camera = model.embed_camera(torch.randn(2, 384, 2, 4, 6))
+    before, names = run(model, latent, timestep, text, camera), list(model.state_dict())
+    for _ in range(2):
+        model.fuse(backend="aot_eager")
+        fused = run(model, latent, timestep, text, camera)
+        assert (fused - before).norm() / before.norm() < error
+    assert list(model.state_dict()) == names
+
+
+def test_what_is_loaded_into_a_fused_model_is_what_it_runs():
+    first, second = Transformer(SMALL).eval(), Transformer(SMALL).eval()
+    latent, text, timestep = torch.randn(1, 16, 2, 4, 6), torch.randn(1, 5, 24), torch.tensor([702.0])
+    first.fuse(backend="eager")
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(run(first, latent, timestep, text), run(second, latent, timestep, text))
 
 
 def test_training_through_the_model_reaches_every_parameter():
