@@ -1,8 +1,8 @@
 """Convolutions that look back in time, as matrix products over shifted rows, with what follows them in the same pass.
 
 A picture of H x W pixels is held as rows of channels with one column of zeros behind each line and one line of zeros
-behind the last: (H + 1) * (W + 1) rows. Moving by a line or a column is then adding to a row number, and what hangs over
-an edge meets zeros. Pixels that are neighbours in a line lie one behind the other, so each line of a kernel is one
+behind the last: (H + 1) * (W + 1) rows. Moving by a line or a column is then adding to a row number, and what hangs
+over an edge meets zeros. Pixels that are neighbours in a line lie one behind the other, so each line of a kernel is one
 product, as deep as its width times the channels: 3 x 3 x 3 is nine products. An arena is a stack of such pictures with
 some zeros before the first and after the last; which of them a convolution reads and writes is told by a table on the
 GPU, so a stream's past is never copied and a CUDA graph serves whatever the table says.
@@ -24,7 +24,6 @@ except ImportError:  # torch for a CPU comes without it; everything here has a p
     triton = None
 
 DEPTH = 64  # channels of a product's step: 128 bytes, the widest row that the copy engine swizzles
-SMALLEST = 1e-12  # of F.normalize
 
 
 class Plane(NamedTuple):
@@ -180,9 +179,7 @@ def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor,
 def _rows_of(source: Arena, span: int, tile: Tile) -> "TensorDescriptor":
     """Rows that overlap: each holds `span` channels from its pixel on."""
     channels, beyond = source.channels, -(-span // source.channels) - 1
-    return TensorDescriptor(
-        source.rows, [len(source.rows) - beyond, span], [channels, 1], [tile.rows, DEPTH]
-    )
+    return TensorDescriptor(source.rows, [len(source.rows) - beyond, span], [channels, 1], [tile.rows, DEPTH])
 
 
 def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, table: Tensor, silu: bool = True) -> None:
@@ -192,6 +189,15 @@ def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, ta
     _norm_frames[(triton.cdiv(source.plane.pixels, rows), count)](
         source.rows, scale, target.rows, table, source.plane.pixels, source.plane.lead, source.channels, count,
         ROWS=rows, BLOCK=block, SILU=silu, num_warps=8,
+    )  # fmt: skip
+
+
+def add_shares(shares: Arena, table: Tensor, frame: Tensor) -> None:
+    """frame (3, H, W) = the sum over t of the channels 3t to 3t + 2 of shares' picture table[t]; all float32."""
+    plane, block = shares.plane, 1024
+    _add_shares[(triton.cdiv(plane.height * plane.width, block),)](
+        shares.rows, table, frame, plane.pixels, plane.stride, plane.lead, plane.width, plane.height * plane.width,
+        BLOCK=block,
     )  # fmt: skip
 
 
@@ -221,8 +227,8 @@ def _norm_silu_rows(x: Tensor, gamma: Tensor) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def _normed(values, scale, SMALLEST: tl.constexpr, SILU: tl.constexpr):
-        length = tl.maximum(tl.sqrt(tl.sum(values * values, axis=1)), SMALLEST)
+    def _normed(values, scale, SILU: tl.constexpr):
+        length = tl.maximum(tl.sqrt(tl.sum(values * values, axis=1)), 1e-12)
         normed = values / length[:, None] * scale[None, :]
         return normed * tl.sigmoid(normed) if SILU else normed
 
@@ -234,7 +240,7 @@ if triton is not None:
         places = row[:, None] * channels + column[None, :]
         values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(gamma + column, mask=column < channels, other=0.0).to(tl.float32) * root
-        tl.store(out + places, _normed(values, scale, 1e-12, True).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + places, _normed(values, scale, True).to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _norm_frames(
@@ -249,8 +255,19 @@ if triton is not None:
         target = (lead + tl.load(table + count + number) * pixels + row).to(tl.int64)[:, None] * channels
         values = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(scale + column, mask=column < channels, other=0.0)
-        normed = _normed(values, factor, 1e-12, SILU)
+        normed = _normed(values, factor, SILU)
         tl.store(out + target + column[None, :], normed.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _add_shares(shares, table, frame, pixels, stride, lead, width, count, BLOCK: tl.constexpr):
+        pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        row = pixel // width * stride + pixel % width + lead
+        for colour in tl.static_range(3):
+            total = tl.zeros((BLOCK,), dtype=tl.float32)
+            for age in tl.static_range(3):
+                places = (tl.load(table + age) * pixels + row).to(tl.int64) * 9 + 3 * age + colour
+                total += tl.load(shares + places, mask=pixel < count, other=0.0)
+            tl.store(frame + colour * count + pixel, total, mask=pixel < count)
 
     @triton.jit
     def _complete(
