@@ -2,9 +2,9 @@
 
 Pictures are rows of channels (see kernels.conv). Every causal convolution has two pictures of its input as its past;
 they stay where they were written, in a ring of one arena for each resolution, and a table says where. What is large
-goes through one picture at a time, so beside the past there is room for few. Convolutions accumulate in float32, norms
-are float32, what is stored between them is bfloat16. The last convolution keeps no past: each picture's share of the
-three that see it is added up in float32.
+goes through one picture at a time, so beside the past there is room for few. All that convolutions see is
+bfloat16; they accumulate in float32, and sums between them are stored and normed in float32. The last convolution keeps
+no past: each picture's share of the three that see it is added up in float32.
 
 C channels, N frames of a step, T latent frames, h w latent height and width.
 """
@@ -145,14 +145,16 @@ class RowDecoder:
         ]
         self._latents = Arena.zeros(lowest, 2 + MOST, self.vae.config.latent_channels, like)
         self._shares = Arena.zeros(full, 4, 9, like.float())
+        exact = like.float()
         self._x = [
-            Arena.zeros(lowest, MOST, wide, like),
-            Arena.zeros(second, two, wide, like),
-            Arena.zeros(third, three, mid, like),
-            Arena.zeros(full, 1, narrow, like),
+            Arena.zeros(lowest, MOST, wide, exact),
+            Arena.zeros(second, two, wide, exact),
+            Arena.zeros(third, three, mid, exact),
+            Arena.zeros(full, 1, narrow, exact),
             Arena.zeros(second, two, wide // 2, like),
         ]
-        self._y = [Arena.zeros(lowest, MOST, wide, like), Arena.zeros(second, two, wide, like)]
+        self._y = [Arena.zeros(lowest, MOST, wide, exact), Arena.zeros(second, two, wide, exact)]
+        self._before_full = Arena.zeros(third, three, mid, like)
         self._paired = [Arena.zeros(lowest, 2 * MOST, wide, like), Arena.zeros(second, 2 * two, wide, like)]
         self._head_input = Arena.zeros(full, 1, narrow, like)
         device = like.device
@@ -245,9 +247,9 @@ class RowDecoder:
 
     def _grouped(self, stage: int, count: int, group: int) -> list[tuple[Arena, list[int]]]:
         """Where the pictures for the next resolution's convolution lie, a group at a time; doubled in time by now."""
-        source, total = (self._x[stage], count) if self._fresh else (self._paired[stage], 2 * count)
+        total = count if self._fresh else 2 * count
         numbers = list(range(total))
-        return [(source, numbers[start : start + group]) for start in range(0, total, group)]
+        return [(self._paired[stage], numbers[start : start + group]) for start in range(0, total, group)]
 
     def _enter(self, count: int) -> None:
         """The latents behind those before them, as the decoder's first convolution wants them."""
@@ -307,7 +309,9 @@ class RowDecoder:
             steps.append(self._convolve(first, lambda: few().read("first"), block.residual[2], count, kept=(y, here)))
             steps.append(self._convolve(narrow, here, block.shortcut, count, kept=(x, here)))
         steps.append(self._norm(y, here, block.residual[3], arena, lambda: rings().extend(f"{name}1", count), count))
-        kept = (arena, lambda: rings().extend("time", count)) if last and not self._fresh else (x, here)
+        kept = (x, here)
+        if last:
+            kept = (self._paired[stage], here) if self._fresh else (arena, lambda: rings().extend("time", count))
         steps.append(
             self._convolve(
                 arena, lambda: rings().read(f"{name}1"), block.residual[6], count, residual=(x, here), kept=kept
@@ -325,7 +329,7 @@ class RowDecoder:
         return self._fused(2, source, numbers, list(range(len(numbers))))
 
     def _full(self, number: int, made: int) -> list[Step]:
-        steps = self._fused(3, self._x[2], [number], [0])
+        steps = self._fused(3, self._before_full, [number], [0])
         shares = self._share_rings_of()
         steps.append(
             Step(
@@ -367,7 +371,9 @@ class RowDecoder:
             kept, normed = (x, here), None
             if number < 2:
                 normed = behind(f"{number + 1}0", blocks[number + 1].residual[0])
-            elif stage == 3:
+            elif stage == 2:
+                kept = (self._before_full, here)
+            else:
                 kept, normed = None, (self._head_input, here, self._decoder.head[0])
             steps.append(
                 self._convolve(
