@@ -47,8 +47,12 @@ def main(argv: list[str] | None = None) -> int:
             result["ceilings"] = show("ceilings", ceilings(device))
             result["convolutions"] = {name: show(name, rates(*SHAPES[name], device)) for name in SHAPES}
             result["attention_ms"] = show("attention, ms", attention_times(device))
-        result["decode"] = decoding(options, device)
         result["encode"] = encoding(options, device)
+        result["decode"] = decoding(options, device, rows=False)
+        if device.type == "cuda":  # last, for a kernel that fails takes the process's GPU with it
+            for name in SHAPES:
+                result["convolutions"][name] |= show(name, row_rates(*SHAPES[name], device))
+            result["decode"] |= decoding(options, device, rows=True)
     machine.finish({"benchmark": "vae", **machine.facts(), **result}, options.save)
     return 0
 
@@ -61,17 +65,18 @@ def show(name: str, values: dict[str, Any]) -> dict[str, Any]:
 # The machine's own limits
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
+def ceilings(device: torch.device) -> dict[str, Any]:
     """TFLOP/s of products in bfloat16, (rows x depth) x (depth x outputs); TB/s of a copy, read and written."""
     sizes = {"square": (8192, 8192, 8192)}
     sizes |= {name: (height * width, 27 * channels, channels) for name, (height, width, channels) in SHAPES.items()}
-    found = {}
+    found: dict[str, Any] = {}
     for name, (rows, depth, outputs) in sizes.items():
         a = torch.randn(rows, depth, device=device, dtype=torch.bfloat16)
         b = torch.randn(outputs, depth, device=device, dtype=torch.bfloat16)
         found[f"{name}_tflops"] = _tflops(2 * rows * depth * outputs, lambda a=a, b=b: F.linear(a, b))
         del a, b
     big = torch.empty(2**30, dtype=torch.uint8, device=device)
+    found["cudnn"] = torch.backends.cudnn.version()
     found["copy_tb_s"] = round(2 * big.numel() / _seconds(big.clone) / 1e12, 3)
     return found
 
@@ -91,18 +96,22 @@ def rates(height: int, width: int, channels: int, device: torch.device) -> dict[
         flat = weight.bfloat16().movedim(2, 1).flatten(1, 2).to(memory_format=torch.channels_last)
         ways["cudnn 2d, 3C"] = lambda pictures=pictures, flat=flat: F.conv2d(pictures, flat, padding=1)
         for name, way in ways.items():
-            with _tuned():
+            with _settings("tuned"):
                 found[f"{name}, {count}"] = _attempt(lambda way=way, work=work: _tflops(work, way))
         few, third = pictures[:, :channels].contiguous(memory_format=torch.channels_last), flat[:, :channels]
         third = third.contiguous(memory_format=torch.channels_last)
-        with _tuned():
+        with _settings("tuned"):
             found[f"cudnn 2d, C, {count}"] = _attempt(
                 lambda few=few, third=third, work=work: _tflops(work // 3, lambda: F.conv2d(few, third, padding=1))
             )
-    plane = Plane(height, width)
-    for tile in TILES[channels]:
-        found[_named(tile)] = _attempt(lambda tile=tile: _row_rate(plane, weight, tile))
     return found
+
+
+def row_rates(height: int, width: int, channels: int, device: torch.device) -> dict[str, Any]:
+    """The same for kernels.conv, a frame at a time, by tile."""
+    weight = torch.randn(channels, channels, 3, 3, 3, device=device) / (27 * channels) ** 0.5
+    plane = Plane(height, width)
+    return {_named(tile): _attempt(lambda tile=tile: _row_rate(plane, weight, tile)) for tile in TILES[channels]}
 
 
 def _named(tile: Tile) -> str:
@@ -146,19 +155,22 @@ def attention_times(device: torch.device) -> dict[str, Any]:
 # Decoding
 
 
-def decoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def decoding(options: argparse.Namespace, device: torch.device, rows: bool) -> dict[str, Any]:
     """Each way of decoding on the same latents, against plain float32."""
     torch.manual_seed(0)
     vae = WanVAE().to(device).eval().requires_grad_(False)
     shape = (vae.config.latent_channels, LATENT_FRAMES, options.height // 8, options.width // 8)
     chunks = [torch.randn(shape, device=device) for _ in range(2)]
     _scale_pictures(vae, chunks[0])
-    expected = _frames(vae.decoder(), chunks)
+    with _settings(""):
+        expected = _frames(vae.decoder(), chunks)
     found = {}
     for name, make in ways(vae, shape).items():
+        if rows != name.startswith("rows"):
+            continue
         if options.ways and name not in options.ways.split(","):
             continue
-        with _tuned() if "tuned" in name else _untuned():
+        with _settings(name):
             found[name] = show(name, _attempt_all(lambda make=make: measure(make, chunks, expected, options.chunks)))
     return found
 
@@ -177,6 +189,7 @@ def ways(vae: WanVAE, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
         "fp32": lambda: vae.decoder(),
         "bf16": lambda: _copy(vae, torch.bfloat16).decoder(),
         "bf16 channels-last tuned": lambda: channels_last(_copy(vae, torch.bfloat16)).decoder(),
+        "fp32 tf32": lambda: vae.decoder(),
         "fp32 channels-last tf32 tuned": lambda: channels_last(_copy(vae, torch.float32)).decoder(),
     }
     if torch.cuda.is_available():
@@ -271,11 +284,13 @@ def encoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     torch.manual_seed(0)
     vae = WanVAE().to(device).eval().requires_grad_(False)
     image = torch.rand(3, options.height, options.width, device=device) * 2 - 1
-    expected = vae.encoder().encode_still(image)
+    with _settings(""):
+        expected = vae.encoder().encode_still(image)
     makers = {
         "fp32": lambda: vae,
         "bf16 channels-last tuned": lambda: channels_last(_copy(vae, torch.bfloat16)),
-        "fp32 channels-last tf32 tuned": lambda: channels_last(_copy(vae, torch.float32)),
+        "fp32 tf32": lambda: vae,
+        "fp32 channels-last tf32": lambda: channels_last(_copy(vae, torch.float32)),
     }
     found = {}
     for name, make in makers.items():
@@ -290,11 +305,11 @@ def encoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-            seconds = _seconds(lambda: encoder.encode_still(image), 5)
+            seconds = _seconds(lambda: encoder.encode_still(image), 3)
             peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
             return {"seconds": round(seconds, 4), "error": f"{error:.2e}", "peak_gb": round(peak / 1e9, 2)}
 
-        with _tuned() if "tuned" in name else _untuned():
+        with _settings(name):
             found[name] = show(f"encode {name}", _attempt_all(still))
     return found
 
@@ -305,25 +320,23 @@ def encoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any
 class _Settings:
     """cuDNN's choice by timing and TF32, for what is inside."""
 
-    def __init__(self, on: bool):
-        self._on = on
+    def __init__(self, benchmark: bool, tf32: bool):
+        self._benchmark, self._tf32 = benchmark, tf32
 
     def __enter__(self) -> None:
         cudnn = torch.backends.cudnn
         self._before = cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._on
+        cudnn.benchmark = self._benchmark
+        cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._tf32
 
     def __exit__(self, *exception: object) -> None:
         cudnn = torch.backends.cudnn
         cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
 
 
-def _tuned() -> _Settings:
-    return _Settings(True)
-
-
-def _untuned() -> _Settings:
-    return _Settings(False)
+def _settings(name: str) -> _Settings:
+    """As the name of a way says."""
+    return _Settings("tuned" in name, "tf32" in name)
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

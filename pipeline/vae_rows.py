@@ -116,6 +116,7 @@ class RowDecoder:
         self._programs: dict[tuple[int, bool], list[Step]] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._make_arenas()
+        self._mean, self._std = (self._input.new_tensor(each) for each in (vae.config.mean, vae.config.std))
         self.reset()
 
     @property
@@ -257,9 +258,8 @@ class RowDecoder:
         past = [arena.frame(number + count).clone() for number in range(keep)]
         for number, picture in enumerate(past):
             arena.frame(number).copy_(picture)
-        mean, std = (self._input.new_tensor(each) for each in (self.vae.config.mean, self.vae.config.std))
         weight = self.vae.conv2.weight.flatten(1).float()
-        latents = F.linear(self._input[:count] * std + mean, weight, self.vae.conv2.bias.float())
+        latents = F.linear(self._input[:count] * self._std + self._mean, weight, self.vae.conv2.bias.float())
         for number, picture in enumerate(latents):
             arena.frame(keep + number).copy_(picture)
 
