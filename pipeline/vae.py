@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.conv import norm_silu
+
 WAN_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -126,13 +128,19 @@ class CausalConv3d(nn.Conv3d):
 
 
 class RMSNorm(nn.Module):
-    """x / ||x|| * sqrt(C) * gamma over the channels of a picture (..., H, W) or a video (..., N, H, W)."""
+    """x / ||x|| * sqrt(C) * gamma over the channels of a picture (..., H, W) or a video (..., N, H, W).
 
-    def __init__(self, channels: int, space_and_time: int):
+    With `silu` that too, in the same pass where there is a kernel for it.
+    """
+
+    def __init__(self, channels: int, space_and_time: int, silu: bool = False):
         super().__init__()
+        self.silu = silu
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * space_and_time))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.silu:
+            return norm_silu(x, self.gamma)
         return F.normalize(x, dim=1) * (self.gamma * math.sqrt(self.gamma.shape[0]))
 
 
@@ -140,12 +148,12 @@ class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.residual = nn.Sequential(
-            RMSNorm(inputs, 3),
-            nn.SiLU(),
+            RMSNorm(inputs, 3, silu=True),
+            nn.Identity(),  # SiLU's place in the checkpoint
             CausalConv3d(inputs, outputs, (3, 3, 3)),
-            RMSNorm(outputs, 3),
-            nn.SiLU(),
-            nn.Identity(),  # dropout in training; it keeps the next layer's place in the checkpoint
+            RMSNorm(outputs, 3, silu=True),
+            nn.Identity(),
+            nn.Identity(),  # dropout in training
             CausalConv3d(outputs, outputs, (3, 3, 3)),
         )
         self.shortcut = CausalConv3d(inputs, outputs, (1, 1, 1)) if inputs != outputs else None
@@ -259,7 +267,7 @@ def _middle(channels: int) -> nn.Sequential:
 
 
 def _head(channels: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(RMSNorm(channels, 3), nn.SiLU(), CausalConv3d(channels, outputs, (3, 3, 3)))
+    return nn.Sequential(RMSNorm(channels, 3, silu=True), nn.Identity(), CausalConv3d(channels, outputs, (3, 3, 3)))
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,371 @@
+"""Convolutions that look back in time, as matrix products over shifted rows, with what follows them in the same pass.
+
+A picture of H x W pixels is held as rows of channels with one column of zeros behind each line and one line of zeros
+behind the last: (H + 1) * (W + 1) rows. Moving by a line or a column is then adding to a row number, and what hangs
+over an edge meets zeros. Pixels that are neighbours in a line lie one behind the other, so each line of a kernel is one
+product, as deep as its width times the channels: 3 x 3 x 3 is nine products. An arena is a stack of such pictures with
+some zeros before the first and after the last; which of them a convolution reads and writes is told by a table on the
+GPU, so a stream's past is never copied and a CUDA graph serves whatever the table says.
+
+C channels in, O channels out, N frames, H W the height and width of a picture in pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # torch for a CPU comes without it; everything here has a plain form
+    triton = None
+
+DEPTH = 64  # channels of a product's step: 128 bytes, the widest row that the copy engine swizzles
+
+
+class Plane(NamedTuple):
+    """Where the pixels of a picture lie among its rows."""
+
+    height: int
+    width: int
+
+    @property
+    def stride(self) -> int:
+        return self.width + 1
+
+    @property
+    def pixels(self) -> int:
+        return (self.height + 1) * (self.width + 1)
+
+    @property
+    def lead(self) -> int:
+        """Rows of zeros before the first picture of an arena and after its last."""
+        return self.width + 5
+
+    @property
+    def doubled(self) -> "Plane":
+        return Plane(2 * self.height, 2 * self.width)
+
+
+class Arena(NamedTuple):
+    """A stack of pictures; rows: (lead + N * pixels + lead, C)."""
+
+    plane: Plane
+    rows: Tensor
+
+    @classmethod
+    def zeros(cls, plane: Plane, frames: int, channels: int, like: Tensor) -> "Arena":
+        return cls(plane, like.new_zeros(2 * plane.lead + frames * plane.pixels, channels))
+
+    @property
+    def channels(self) -> int:
+        return self.rows.shape[1]
+
+    def frame(self, number: int) -> Tensor:
+        """The pixels of one picture, (H, W, C); a view."""
+        first = self.plane.lead + number * self.plane.pixels
+        lines = self.rows[first : first + self.plane.pixels].unflatten(0, (-1, self.plane.stride))
+        return lines[:-1, :-1]
+
+
+class Tile(NamedTuple):
+    """How a product is cut: rows, outputs (in one or two parts), warps, stages of the pipeline."""
+
+    rows: int
+    outputs: int
+    more: int = 0
+    warps: int = 8
+    stages: int = 3
+
+
+class Kernel(NamedTuple):
+    """Weights as the products want them: (phases * O, frames * lines * span); bias (O,), float32.
+
+    `span` is width * C up to a multiple of DEPTH. The product of a row starts `up` lines and `left` pixels before it.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    outputs: int
+    frames: int
+    lines: int
+    up: int
+    left: int
+    phases: int = 1
+
+
+def kernel(weight: Tensor, bias: Tensor) -> Kernel:
+    """Of a convolution with weight (O, C, kt, kh, kw) or (O, C, kh, kw); kh and kw odd."""
+    weight = weight if weight.dim() == 5 else weight.unsqueeze(2)
+    outputs, _, frames, lines, width = weight.shape
+    return Kernel(_as_rows(weight), bias.float(), outputs, frames, lines, lines // 2, width // 2)
+
+
+def doubling_kernel(weight: Tensor, bias: Tensor) -> Kernel:
+    """Of a 3 x 3 convolution (O, C, 3, 3) behind a doubling of height and width by the nearest neighbour.
+
+    Each of the four kinds of pixels of the result sees 2 x 2 of the small picture: 4/9 of the arithmetic.
+    """
+    outputs = weight.shape[0]
+    folded = [_fold(_fold(weight, 2, down), 3, right) for down in (0, 1) for right in (0, 1)]
+    rows = torch.cat([_as_rows(each.unsqueeze(2)) for each in folded])
+    return Kernel(rows, bias.float(), outputs, 1, 2, 1, 1, phases=4)
+
+
+def _fold(weight: Tensor, dim: int, second: int) -> Tensor:
+    """Three taps along `dim` on doubled pixels to two on the pixels; `second`: for the second of each pair."""
+    first, middle, last = weight.double().unbind(dim)
+    taps = (first + middle, last) if second else (first, middle + last)
+    return torch.stack(taps, dim).to(weight.dtype)
+
+
+def _as_rows(weight: Tensor) -> Tensor:
+    rows = weight.movedim(1, -1).flatten(3)  # (O, kt, kh, kw * C)
+    return F.pad(rows, (0, -rows.shape[-1] % DEPTH)).flatten(1).contiguous()
+
+
+class Then(NamedTuple):
+    """What becomes of a convolution's result: plus `residual`, kept in `kept`, normed with SiLU in `normed`.
+
+    `scale` (O,) is the norm's gamma times sqrt(O), float32. Of the places the table tells which pictures they are.
+    """
+
+    kept: Arena | None = None
+    residual: Arena | None = None
+    normed: Arena | None = None
+    scale: Tensor | None = None
+    interleaved: bool = False
+
+
+def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, tile: Tile) -> None:
+    """Result n of `count` sees the pictures table[n] to table[n + frames - 1] of source.
+
+    table, int32: count + frames - 1 pictures of source, then for each of `residual`, `kept`, `normed` that there are
+    count more. `kept` may be `residual`. With `interleaved` O is twice the channels of `kept`, and a result is two
+    pictures: `kept` has 2 * count numbers. With 4 phases the results lie on the doubled plane. Where `normed` is
+    wanted, tile.outputs + tile.more is at least O. Margins of what is written are zeros. Compute capability 9.
+    """
+    plane, made = source.plane, (then.kept or then.normed)
+    span = taps.weights.shape[1] // (taps.frames * taps.lines)
+    channels = made.channels
+    residual_at = count + taps.frames - 1
+    kept_at = residual_at + count * (then.residual is not None)
+    normed_at = kept_at + count * (1 + then.interleaved) * (then.kept is not None)
+    assert len(table) == normed_at + count * (then.normed is not None), (len(table), normed_at)
+    rows = _rows_of(source, span, tile)
+    parts = [
+        TensorDescriptor(taps.weights, list(taps.weights.shape), list(taps.weights.stride()), [width, DEPTH])
+        for width in (tile.outputs, tile.more or tile.outputs)
+    ]
+    blocks = triton.cdiv(taps.outputs, tile.outputs + tile.more)
+    grid = (blocks * taps.phases, triton.cdiv(plane.pixels, tile.rows), count)
+    places = [then.residual, then.kept, then.normed]
+    _convolve[grid](
+        rows, *parts, table, taps.bias, then.scale if then.scale is not None else taps.bias,
+        *((each or made).rows for each in places),
+        plane.pixels, plane.stride, plane.lead, plane.height, plane.width,
+        made.plane.pixels, made.plane.stride, made.plane.lead,
+        taps.outputs, channels, residual_at, kept_at, normed_at,
+        BLOCKS=blocks, FRAMES=taps.frames, LINES=taps.lines, SPAN=span // DEPTH, UP=taps.up, LEFT=taps.left,
+        PHASES=taps.phases, ROWS=tile.rows, FIRST=tile.outputs, MORE=tile.more, DEPTH=DEPTH,
+        RESIDUAL=then.residual is not None, KEPT=then.kept is not None, NORMED=then.normed is not None,
+        PAIRS=then.interleaved, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def _rows_of(source: Arena, span: int, tile: Tile) -> "TensorDescriptor":
+    """Rows that overlap: each holds `span` channels from its pixel on."""
+    channels, beyond = source.channels, -(-span // source.channels) - 1
+    return TensorDescriptor(source.rows, [len(source.rows) - beyond, span], [channels, 1], [tile.rows, DEPTH])
+
+
+def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, table: Tensor, silu: bool = True) -> None:
+    """Norm `count` pictures, table[:count] of source to table[count:] of target; scale: gamma * sqrt(C), float32."""
+    block = triton.next_power_of_2(source.channels)
+    rows = max(1, 8192 // block)
+    _norm_frames[(triton.cdiv(source.plane.pixels, rows), count)](
+        source.rows, scale, target.rows, table, source.plane.pixels, source.plane.lead, source.channels, count,
+        ROWS=rows, BLOCK=block, SILU=silu, num_warps=8,
+    )  # fmt: skip
+
+
+def add_shares(shares: Arena, table: Tensor, frame: Tensor) -> None:
+    """frame (3, H, W) = the sum over t of the channels 3t to 3t + 2 of shares' picture table[t]; all float32."""
+    plane, block = shares.plane, 1024
+    _add_shares[(triton.cdiv(plane.height * plane.width, block),)](
+        shares.rows, table, frame, plane.pixels, plane.stride, plane.lead, plane.width, plane.height * plane.width,
+        BLOCK=block,
+    )  # fmt: skip
+
+
+def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """silu(x / ||x|| * sqrt(C) * gamma) over the channels. x: (B, C, ...); gamma: (C, 1, ...).
+
+    In one pass and in float32 where x lies channels-last on a GPU, else as PyTorch computes it.
+    """
+    if x.is_cuda and triton is not None and x.movedim(1, -1).is_contiguous():
+        return _norm_silu_rows(x, gamma)
+    return norm_silu_reference(x, gamma)
+
+
+def norm_silu_reference(x: Tensor, gamma: Tensor) -> Tensor:
+    return F.silu(F.normalize(x, dim=1) * (gamma * x.shape[1] ** 0.5))
+
+
+def _norm_silu_rows(x: Tensor, gamma: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    channels = x.shape[1]
+    count, block = x.numel() // channels, triton.next_power_of_2(channels)
+    rows = max(1, 8192 // block)
+    _norm_rows[(triton.cdiv(count, rows),)](x, gamma, out, count, channels, channels**0.5, rows, block, num_warps=8)
+    return out
+
+
+if triton is not None:
+
+    @triton.jit
+    def _normed(values, scale, SILU: tl.constexpr):
+        length = tl.maximum(tl.sqrt(tl.sum(values * values, axis=1)), 1e-12)
+        normed = values / length[:, None] * scale[None, :]
+        return normed * tl.sigmoid(normed) if SILU else normed
+
+    @triton.jit
+    def _norm_rows(x, gamma, out, count, channels, root, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        column = tl.arange(0, BLOCK)
+        inside = (row < count)[:, None] & (column < channels)[None, :]
+        places = row[:, None] * channels + column[None, :]
+        values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(gamma + column, mask=column < channels, other=0.0).to(tl.float32) * root
+        tl.store(out + places, _normed(values, scale, True).to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _norm_frames(
+        x, scale, out, table, pixels, lead, channels, count,
+        ROWS: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr,
+    ):  # fmt: skip
+        number = tl.program_id(1)
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.arange(0, BLOCK)
+        inside = (row < pixels)[:, None] & (column < channels)[None, :]
+        source = (lead + tl.load(table + number) * pixels + row).to(tl.int64)[:, None] * channels + column[None, :]
+        target = (lead + tl.load(table + count + number) * pixels + row).to(tl.int64)[:, None] * channels
+        values = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(scale + column, mask=column < channels, other=0.0)
+        normed = _normed(values, factor, SILU)
+        tl.store(out + target + column[None, :], normed.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _add_shares(shares, table, frame, pixels, stride, lead, width, count, BLOCK: tl.constexpr):
+        pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        row = pixel // width * stride + pixel % width + lead
+        for colour in tl.static_range(3):
+            total = tl.zeros((BLOCK,), dtype=tl.float32)
+            for age in tl.static_range(3):
+                places = (tl.load(table + age) * pixels + row).to(tl.int64) * 9 + 3 * age + colour
+                total += tl.load(shares + places, mask=pixel < count, other=0.0)
+            tl.store(frame + colour * count + pixel, total, mask=pixel < count)
+
+    @triton.jit
+    def _complete(
+        total, output, bias, residual, kept, at_residual, at_kept, channel, width, valid, written,
+        RESIDUAL: tl.constexpr, KEPT: tl.constexpr,
+    ):  # fmt: skip
+        """Bias, residual, zeros in the margins; stored if wanted."""
+        real = (channel < width)[None, :]
+        total += tl.load(bias + output, mask=channel < width, other=0.0)[None, :]
+        if RESIDUAL:
+            places = at_residual[:, None] * width + channel[None, :]
+            total += tl.load(residual + places, mask=valid[:, None] & real, other=0.0).to(tl.float32)
+        total = tl.where(valid[:, None] & real, total, 0.0)
+        if KEPT:
+            places = at_kept[:, None] * width + channel[None, :]
+            tl.store(kept + places, total.to(kept.dtype.element_ty), mask=written[:, None] & real)
+        return total
+
+    @triton.jit
+    def _store_normed(total, length, scale, normed, at, channel, width, written):
+        real = channel < width
+        value = total / length[:, None] * tl.load(scale + channel, mask=real, other=0.0)[None, :]
+        value = value * tl.sigmoid(value)
+        places = at[:, None] * width + channel[None, :]
+        tl.store(normed + places, value.to(normed.dtype.element_ty), mask=written[:, None] & real[None, :])
+
+    @triton.jit
+    def _convolve(
+        rows, first_part, second_part, table, bias, scale, residual, kept, normed,
+        pixels, stride, lead, height, width, out_pixels, out_stride, out_lead,
+        outputs, channels, residual_at, kept_at, normed_at,
+        BLOCKS: tl.constexpr, FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
+        UP: tl.constexpr, LEFT: tl.constexpr, PHASES: tl.constexpr,
+        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
+        RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr, PAIRS: tl.constexpr,
+    ):  # fmt: skip
+        block = tl.program_id(0) % BLOCKS
+        phase = tl.program_id(0) // BLOCKS
+        down, right = phase // 2, phase % 2
+        first_row = tl.program_id(1) * ROWS
+        number = tl.program_id(2)
+        first_output = block * (FIRST + MORE)
+        weight = phase * outputs + first_output
+        base = lead + first_row + (down - UP) * stride + right - LEFT
+        oldest = base + tl.load(table + number) * pixels
+        middle = oldest
+        newest = oldest
+        if FRAMES == 3:
+            middle = base + tl.load(table + number + 1) * pixels
+            newest = base + tl.load(table + number + 2) * pixels
+        total = tl.zeros((ROWS, FIRST), dtype=tl.float32)
+        if MORE:
+            other = tl.zeros((ROWS, MORE), dtype=tl.float32)
+        for step in range(FRAMES * LINES * SPAN):
+            line = step // SPAN
+            start = tl.where(line < LINES, oldest, tl.where(line < 2 * LINES, middle, newest))
+            a = rows.load([start + (line % LINES) * stride, (step % SPAN) * DEPTH])
+            total = tl.dot(a, first_part.load([weight, step * DEPTH]).T, total)
+            if MORE:
+                other = tl.dot(a, second_part.load([weight + FIRST, step * DEPTH]).T, other)
+
+        row = first_row + tl.arange(0, ROWS)
+        line, column = row // stride, row % stride
+        valid = (line < height) & (column < width)
+        if PHASES == 4:
+            place = ((2 * line + down) * out_stride + 2 * column + right).to(tl.int64)
+            written = valid
+        else:
+            place = row.to(tl.int64)
+            written = row < pixels
+        place += out_lead
+        half = first_output // channels if PAIRS else 0
+        at_residual = place
+        at_kept = place
+        if RESIDUAL:
+            at_residual = place + tl.load(table + residual_at + number).to(tl.int64) * out_pixels
+        if KEPT:
+            picture = number * 2 + half if PAIRS else number
+            at_kept = place + tl.load(table + kept_at + picture).to(tl.int64) * out_pixels
+        output = first_output + tl.arange(0, FIRST)
+        channel = output - half * channels
+        total = _complete(
+            total, output, bias, residual, kept, at_residual, at_kept, channel, channels, valid, written,
+            RESIDUAL, KEPT,
+        )  # fmt: skip
+        if MORE:
+            output_more = first_output + FIRST + tl.arange(0, MORE)
+            channel_more = output_more - half * channels
+            other = _complete(
+                other, output_more, bias, residual, kept, at_residual, at_kept, channel_more, channels, valid, written,
+                RESIDUAL, KEPT,
+            )  # fmt: skip
+        if NORMED:
+            at = place + tl.load(table + normed_at + number).to(tl.int64) * out_pixels
+            square = tl.sum(total * total, axis=1)
+            if MORE:
+                square += tl.sum(other * other, axis=1)
+            length = tl.maximum(tl.sqrt(square), 1e-12)
+            _store_normed(total, length, scale, normed, at, channel, channels, written)
+            if MORE:
+                _store_normed(other, length, scale, normed, at, channel_more, channels, written)
