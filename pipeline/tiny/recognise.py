@@ -11,6 +11,7 @@ from pipeline.tiny.text import KINDS
 from pipeline.tiny.vae import GROUPS, LATENT_CHANNELS
 
 WIDTHS = (48, 64, 96)
+SURE_OF_THINGS = 0.9
 
 
 class Recogniser(nn.Module):
@@ -34,5 +35,10 @@ class Recogniser(nn.Module):
 
     @torch.inference_mode()
     def name(self, latent: Tensor) -> str:
-        """The sentence (see scene.sentence) of one latent frame (C, h, w): the likeliest value of each attribute."""
-        return sentence(Scene(*(int(logits.argmax()) for logits in self(latent[None].float()))))
+        """The sentence (see scene.sentence) of one latent frame (C, h, w): the likeliest value of each attribute.
+
+        Things other than the place's own are named where they are hardly to be doubted.
+        """
+        chances = [logits[0].softmax(0) for logits in self(latent[None].float())]
+        scene = Scene(*(int(each.argmax()) for each in chances))
+        return sentence(scene if chances[1].max() >= SURE_OF_THINGS else scene._replace(thing=0))
