@@ -21,7 +21,7 @@ POSE = torch.tensor([[5.0, 3.0, 2.0, 0.0]])
 
 
 def drawn(scene: Scene) -> Image.Image:
-    picture = Renderer().render(POSE, torch.tensor([scene]), torch.zeros(1).long(), 192, 320)[0]
+    picture = Renderer().render(POSE, torch.tensor([scene]), torch.zeros(1).long(), 192, 320, oversample=1)[0]
     return Image.fromarray(picture.mul(255).byte().movedim(0, -1).numpy())
 
 
