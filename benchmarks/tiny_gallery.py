@@ -17,15 +17,17 @@ from torch import Tensor
 
 from benchmarks import tiny_measures as measures
 from benchmarks.tiny_rows import GALLERY
-from benchmarks.tiny_truth import Truth, compile_renderer
-from benchmarks.tiny_walks import PRESET, Stop, Walk, poses, random_keys, run
+from benchmarks.tiny_truth import Truth
+from benchmarks.tiny_walks import PRESET, Walk, poses, random_keys, run
 from pipeline.chunk import Control, Ended, SessionSpec
 from pipeline.engine import Engine, choose_device
 from pipeline.load import load_parts
 from pipeline.tiny import scene
 from pipeline.tiny.clips import HEIGHT, WIDTH
+from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.landscape import HOURS, PLACES, WEATHERS
 from pipeline.tiny.scene import Scene
+from pipeline.tiny.trainee import Stop
 
 CHUNKS = 16
 """Of the walk before a picture is taken: two windows."""
@@ -57,7 +59,8 @@ LARGEST_ANIMATION = 2_000_000
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = choose_device(options.device)
-    compile_renderer(device)
+    if device.type == "cuda":
+        compile_renderer()
     truth = Truth(device)
     engine = Engine(PRESET, load_parts(PRESET, options.weights, device), slots=2, device=device, schedule="turns")
     grid(engine, truth, options.tries).save(options.output)
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 def grid(engine: Engine, truth: Truth, tries: int) -> Image.Image:
     """All places, each as the renderer and as the model show it."""
     walks = [_best_walk(number, truth, tries) for number in range(len(PLACES))]
-    records = run(engine, "gallery", walks, Stop())
+    records = run(engine, "gallery", walks, Stop("stopping; nothing is drawn yet"))
     stands = torch.stack([poses(walk)[-1] for walk in walks])
     drawn = truth.full(stands, torch.tensor([walk.scenes[0] for walk in walks]))
     made = torch.stack([record.full[CHUNKS - 1] for record in records])

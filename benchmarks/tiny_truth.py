@@ -55,12 +55,6 @@ class Truth:
         return drawn
 
 
-def compile_renderer(device: torch.device) -> None:
-    """Several times the pictures a second on a GPU."""
-    if device.type == "cuda":
-        renderer.shade = torch.compile(renderer.shade, dynamic=False)
-
-
 def fingerprint() -> str:
     """Of everything that the pictures follow from: another one, and what was learnt from them does not hold."""
     files = (Path(module.__file__).read_bytes() for module in (landscape, renderer))

@@ -4,7 +4,6 @@ A chunk is one latent frame, four video frames. Poses are (chunks, 4) float64, w
 of each chunk.
 """
 
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from pipeline.tiny import scene
 from pipeline.tiny.clips import OWN_THINGS
 from pipeline.tiny.scene import Scene
 from pipeline.tiny.text import KINDS
+from pipeline.tiny.trainee import Stop
 
 PRESET = find_preset("tiny")
 PITCH_LIMIT = float(np.radians(PRESET.pitch_limit))
@@ -174,20 +174,6 @@ def scene_at(walk: Walk, chunk: int) -> Scene:
 
 
 # What the engine makes of it
-
-
-class Stop:
-    """Ctrl-C asks for an end; what was measured so far is kept. A second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("stopping; what was measured so far is kept", flush=True)
 
 
 def run(engine: Engine, name: str, walks: Sequence[Walk], stop: Stop) -> list[Record]:

@@ -22,11 +22,13 @@ import torch
 from benchmarks import machine, tiny_long, tiny_pictures, tiny_returns, tiny_sessions
 from benchmarks.tiny_probes import ProbePlan, find_probes
 from benchmarks.tiny_rows import Bench
-from benchmarks.tiny_truth import Truth, compile_renderer
-from benchmarks.tiny_walks import PRESET, Stop, run
+from benchmarks.tiny_truth import Truth
+from benchmarks.tiny_walks import PRESET, run
 from pipeline.engine import Engine, choose_device
 from pipeline.load import load_parts
+from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.load import FILES, WEIGHTS
+from pipeline.tiny.trainee import Stop
 
 ROWS = ("quality", "sessions", "returns", "images", "long")
 GOALS = """limits:
@@ -45,13 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = choose_device(options.device)
     print(GOALS, end="", flush=True)
-    compile_renderer(device)
+    if device.type == "cuda":
+        compile_renderer()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     truth = Truth(device, options.rays)
     probes = find_probes(Path(options.probes), truth, ProbePlan(pairs=options.probe_pairs, steps=options.probe_steps))
     print(f"probes on held-out pictures: {_brief(probes.held_out)}", flush=True)
-    begun, stop = time.monotonic(), Stop()
+    begun, stop = time.monotonic(), Stop("stopping; what was measured so far is kept")
     rows = measure(options, make_engine(options, device), Bench(probes, truth), stop)
     result = {
         "benchmark": "tiny_world",

@@ -117,27 +117,29 @@ def test_a_preset_brings_its_chunk_its_window_and_its_schedule(name):
         assert [step.sigma for step in preset.steps] == pytest.approx(SIGMAS[name], abs=5e-5)
 
 
+def conv(name, inputs, outputs, *kernel):
+    return {f"{name}.weight": (outputs, inputs, *kernel), f"{name}.bias": (outputs,)}
+
+
+def residual(name, inputs, outputs):
+    tensors = {f"{name}.residual.0.gamma": (inputs, 1, 1, 1), f"{name}.residual.3.gamma": (outputs, 1, 1, 1)}
+    tensors |= conv(f"{name}.residual.2", inputs, outputs, 3, 3, 3)
+    tensors |= conv(f"{name}.residual.6", outputs, outputs, 3, 3, 3)
+    return tensors | (conv(f"{name}.shortcut", inputs, outputs, 1, 1, 1) if inputs != outputs else {})
+
+
+def ends(side, inputs, first, last, outputs, middle):
+    tensors = conv(f"{side}.conv1", inputs, first, 3, 3, 3) | conv(f"{side}.head.2", last, outputs, 3, 3, 3)
+    tensors[f"{side}.head.0.gamma"] = (last, 1, 1, 1)
+    for place in (0, 2):
+        tensors |= residual(f"{side}.middle.{place}", middle, middle)
+    tensors[f"{side}.middle.1.norm.gamma"] = (middle, 1, 1)
+    tensors |= conv(f"{side}.middle.1.to_qkv", middle, 3 * middle, 1, 1)
+    return tensors | conv(f"{side}.middle.1.proj", middle, middle, 1, 1)
+
+
 def vae_tensors(d=96, z=16):
     """Two residual blocks a stage down, three up; widths times 1 2 4 4; time halved at the last two changes of size."""
-
-    def conv(name, inputs, outputs, *kernel):
-        return {f"{name}.weight": (outputs, inputs, *kernel), f"{name}.bias": (outputs,)}
-
-    def residual(name, inputs, outputs):
-        tensors = {f"{name}.residual.0.gamma": (inputs, 1, 1, 1), f"{name}.residual.3.gamma": (outputs, 1, 1, 1)}
-        tensors |= conv(f"{name}.residual.2", inputs, outputs, 3, 3, 3)
-        tensors |= conv(f"{name}.residual.6", outputs, outputs, 3, 3, 3)
-        return tensors | (conv(f"{name}.shortcut", inputs, outputs, 1, 1, 1) if inputs != outputs else {})
-
-    def ends(side, inputs, first, last, outputs, middle):
-        tensors = conv(f"{side}.conv1", inputs, first, 3, 3, 3) | conv(f"{side}.head.2", last, outputs, 3, 3, 3)
-        tensors[f"{side}.head.0.gamma"] = (last, 1, 1, 1)
-        for place in (0, 2):
-            tensors |= residual(f"{side}.middle.{place}", middle, middle)
-        tensors[f"{side}.middle.1.norm.gamma"] = (middle, 1, 1)
-        tensors |= conv(f"{side}.middle.1.to_qkv", middle, 3 * middle, 1, 1)
-        return tensors | conv(f"{side}.middle.1.proj", middle, middle, 1, 1)
-
     tensors = conv("conv1", 2 * z, 2 * z, 1, 1, 1) | conv("conv2", z, z, 1, 1, 1)
     tensors |= ends("encoder", 3, d, 4 * d, 2 * z, 4 * d) | ends("decoder", z, 4 * d, d, 3, 4 * d)
     down = [(d, d), (d, d), "space", (d, 2 * d), (2 * d, 2 * d), "time", (2 * d, 4 * d), (4 * d, 4 * d), "time"]

@@ -20,17 +20,17 @@ GRAPH_WARMUPS = 3
 
 
 class Stop:
-    """Ctrl-C asks for an end after the step; a second one ends at once."""
+    """Ctrl-C asks for an end after the step and prints `saying`; a second one ends at once."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, saying: str = "stopping after this step; the checkpoint is kept") -> None:
+        self.asked, self._saying = False, saying
         signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("stopping after this step; the checkpoint is kept", flush=True)
+        print(self._saying, flush=True)
 
 
 @dataclass
