@@ -45,10 +45,19 @@ def test_a_run_says_how_it_was_made_and_what_it_reached(run):
 
 def test_a_finished_run_goes_on_where_it_ended(run, capsys):
     folder, before = run
-    assert main(arguments(folder, "0.1")) == 0
+    spent = max(before[f"{part}_minutes"] for part in ("vae", "recogniser", "transformer", "decoder"))
+    assert main(arguments(folder, f"{spent + 0.02:.2f}")) == 0
     after = json.loads((folder / "result.json").read_text())
     assert after["vae_steps"] > before["vae_steps"]
     assert "going on after" in capsys.readouterr().out
+
+
+def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
+    folder, before = run
+    begun = arguments(tmp_path, "0.01") + ["--begin-with", str(folder / "weights")]
+    assert main(begun) == 0
+    one, other = (load_tiny("cpu", each / "weights").transformer.state_dict() for each in (folder, tmp_path))
+    assert all((one[name] - other[name]).abs().max() < 0.05 for name in one)
 
 
 def test_the_loss_of_one_batch_falls(tmp_path):

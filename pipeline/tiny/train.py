@@ -16,7 +16,7 @@ import torch
 
 from pipeline.presets import find_preset
 from pipeline.tiny.drawer import compile_renderer
-from pipeline.tiny.load import TinyWorld, make_tiny, save_tiny
+from pipeline.tiny.load import TinyWorld, load_tiny, make_tiny, save_tiny
 from pipeline.tiny.plan import PLANS, Plan
 from pipeline.tiny.shots import Shots
 from pipeline.tiny.train_decoder import train_decoder
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     _prepare(device)
     stop, begun = Stop(), time.monotonic()
-    world = TinyWorld(*(part.to(device) for part in _seeded(options.seed)))
+    world = TinyWorld(*(part.to(device) for part in _beginning(options)))
     world.vae.to(memory_format=torch.channels_last)
     world, facts = _train(world, plan, folder, device, stop, options.draw_device)
     made_by = _made_by(device, argv)
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--draw-device", help="a second GPU that draws while the first one trains, such as cuda:1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
 
 
@@ -100,9 +101,13 @@ def _prepare(device: torch.device) -> None:
         compile_renderer()
 
 
-def _seeded(seed: int) -> TinyWorld:
-    torch.manual_seed(seed)
-    return make_tiny()
+def _beginning(options: argparse.Namespace) -> TinyWorld:
+    torch.manual_seed(options.seed)
+    world = make_tiny()
+    if options.begin_with:
+        for part, learnt in zip(world, load_tiny("cpu", Path(options.begin_with)), strict=True):
+            part.load_state_dict(learnt.state_dict())
+    return world
 
 
 def _made_by(device: torch.device, argv: list[str] | None) -> dict[str, str]:
