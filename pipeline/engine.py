@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from pipeline.slots import Slot, Slots
 from pipeline.steering import Steering, Walked
 from pipeline.stopwatch import Stopwatch
 from pipeline.transformer import CameraTerms, TextTerms
+from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 WARM_PROMPT = "a meadow"
@@ -349,32 +350,42 @@ class Engine:
 
     def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[list[Frames]]:
         """Each slot's pictures, a latent frame at a time: the first are out before the last are begun."""
-        if self._decode_stream is None:
-            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
-        self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
-        latents.record_stream(self._decode_stream)
-        with torch.cuda.stream(self._decode_stream):
+        with self._on_decode_stream(latents):
             return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
 
+    @contextlib.contextmanager
+    def _on_decode_stream(self, *used: Tensor) -> Iterator[None]:
+        """Within it a GPU's work is the decoder's: behind all that was queued, `used` among it, and beside what comes.
+
+        All that touches a decoder's state goes there, or a session would begin in a state that is still in use.
+        """
+        if self._decode_stream is None:
+            yield
+            return
+        self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
+        for tensor in used:
+            tensor.record_stream(self._decode_stream)
+        with torch.cuda.stream(self._decode_stream):
+            yield
+
     def _decode_slot(self, slot: Slot, latent: Tensor) -> list[Frames]:
-        decoder, finite = self._decoders[slot.index], self._to_host(torch.isfinite(latent).all())
+        decoder, finite = self._decoders[slot.index], torch.isfinite(latent).all()
         return [self._emit_part(decoder.decode(part), finite) for part in latent.split(1, dim=1)]
 
     def _emit_part(self, video: Tensor, finite: Tensor) -> Frames:
-        """video: (3, N, H, W) in [-1, 1]."""
+        """video: (3, N, H, W) in [-1, 1]; `finite` is of the latents."""
+        if video.dtype == torch.float16:  # which large numbers do not fit into
+            finite = finite & torch.isfinite(video).all()
         # To the nearest whole number by cutting off: on a CPU every pass over the pictures counts.
         pixels = video.float().mul(127.5).add_(128).to(torch.uint8).movedim(0, -1).contiguous()
         if self._decode_stream is None:
             return Frames(pixels, finite, None)
-        copy, arrived = self._to_host(pixels), torch.cuda.Event()
+        copies = [
+            torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in (pixels, finite)
+        ]
+        arrived = torch.cuda.Event()
         arrived.record()
-        return Frames(copy, finite, arrived)
-
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        """On a GPU a copy on its way, there when an event recorded after it has come."""
-        if self._decode_stream is None:
-            return tensor
-        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        return Frames(*copies, arrived)
 
     def _emit(self, slot: Slot, frames: list[Frames], watch: Stopwatch) -> PendingChunk:
         chunk = Chunk(
@@ -426,7 +437,8 @@ class Engine:
     # What a session brings
 
     def _make_slot(self, index: int, spec: SessionSpec) -> Slot:
-        self._decoders[index].reset()
+        with self._on_decode_stream():
+            self._decoders[index].reset()
         self._cache.reset(index)
         spec = replace(spec, image=spec.image or self._image)
         history = History(self._sight.sink_chunks, self._revival.kept_chunks)
@@ -584,13 +596,14 @@ def build(
     precision: str = "bf16",
     fuse: bool | None = None,
     overlap: bool = True,
+    vae_precision: str = "exact",
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
-    the transformer's linears, see pipeline.presets.at_precision; `fuse` and `overlap` are those of Engine. Raises
-    ValueError, with what would be right, for a name that does not exist.
+    the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision; `fuse`
+    and `overlap` are those of Engine. Raises ValueError, with what would be right, for a name that does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
@@ -599,6 +612,7 @@ def build(
     if picture is not None:
         read_image(picture, found.height, found.width)
     loaded = load_parts(found, weights, place, parts, lora)
+    loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
         overlap=overlap,

@@ -15,7 +15,7 @@ from pipeline.chunk import Chunk, Ended
 
 
 class Frames(NamedTuple):
-    """The pictures of one latent frame (N, H, W, 3) uint8, and whether its chunk was finite; here once `arrived`."""
+    """The pictures of one latent frame (N, H, W, 3) uint8, and whether they are finite; here once `arrived`."""
 
     pixels: Tensor
     finite: Tensor
@@ -54,12 +54,12 @@ class PendingChunk:
         if arrived is not None:
             arrived.synchronize()
         if not finite:
-            reason = "the world broke down (its latents are not finite); start it again with another seed"
+            reason = "the world broke down (its numbers are not finite); start it again with another seed"
             return Ended(self.session, reason)
         return pixels.numpy()
 
     def result(self) -> Chunk | Ended:
-        """The chunk with its frames; Ended where its latents are not finite. Waits for the device; any thread may."""
+        """The chunk with its frames; Ended where it is not finite. Waits for the device; any thread may."""
         parts = [self.part(number) for number in range(len(self.made))]
         ended = next((part for part in parts if isinstance(part, Ended)), None)
         if ended is not None:

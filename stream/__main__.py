@@ -89,6 +89,12 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
         "(default: bf16)",
     )
+    parser.add_argument(
+        "--vae-precision",
+        choices=["exact", "bf16", "fp16", "rows"],
+        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
+        "(default: exact)",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
 
@@ -336,7 +342,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision")  # fmt: skip
+             "precision", "vae_precision")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
