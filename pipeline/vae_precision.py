@@ -1,9 +1,10 @@
 """How exactly the Wan VAE is computed: a name of VAE_PRECISIONS.
 
-"exact" is float32 as it comes. "bf16" and "fp16" compute all of it in 16 bits with channels last, as the units of a GPU
-want them, and let cuDNN choose each convolution by timing. fp16 rounds eight times finer and holds no number beyond
-65,504. "rows" decodes with the kernels of kernels.conv (see pipeline.vae_rows) in bfloat16 and encodes as "bf16" does.
-What each is off by, and how quick it is, `python -m benchmarks.vae` measures.
+"exact" is float32 as torch computes it, whose convolutions on a GPU round what they multiply to TF32. "bf16" and "fp16"
+compute all of it in 16 bits with channels last, as the units of a GPU want them, and let cuDNN choose each convolution
+by timing. fp16 rounds eight times finer, as TF32 does, and holds no number beyond 65,504. "rows" decodes with the
+kernels of kernels.conv (see pipeline.vae_rows) in bfloat16 and encodes as "bf16" does. What each is off by, and how
+quick it is, `python -m benchmarks.vae` measures.
 """
 
 import contextlib
