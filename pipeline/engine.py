@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 
+from kernels.attention import Choice
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_image
@@ -55,7 +56,9 @@ class Engine:
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
     `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
-    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same.
+    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same. `attention`
+    is a backend of kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by
+    rounding, and by which was quicker; a name gives the same bits in every process.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Engine:
         device: torch.device | str = "cpu",
         schedule: str = "auto",
         context: int = GLOBAL_CONTEXT,
-        backend: str = "auto",
+        attention: str = "auto",
         image: bytes | None = None,
         prompt_change: str | None = None,
         fuse: bool | None = None,
@@ -84,7 +87,8 @@ class Engine:
         self._schedule = schedule
         self._cores = Shares(slots)
         self._image = image
-        self._cache = self._make_cache(slots, preset.window or context, backend)
+        self.attention = self._model.backend = Choice(attention)
+        self._cache = self._make_cache(slots, preset.window or context)
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
@@ -97,7 +101,7 @@ class Engine:
         with torch.inference_mode():
             self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
 
-    def _make_cache(self, slots: int, window_frames: int, backend: str) -> KVCache:
+    def _make_cache(self, slots: int, window_frames: int) -> KVCache:
         config = self.preset.transformer
         return KVCache(
             config.layers,
@@ -109,7 +113,7 @@ class Engine:
             config.head_width,
             self._model.dtype,
             self._device,
-            backend,
+            self.attention,
         )
 
     # Sessions
@@ -490,15 +494,17 @@ class Engine:
         """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
 
         `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it, but for
-        the pace at which a new prompt's rebuild goes, which is part of their history. Raises ValueError where a trial
+        the pace at which a new prompt's rebuild goes, which is part of their history, and on a GPU for the attention
+        that was found to be the quickest. Raises ValueError where a trial
         session ends, as with weights that are damaged.
         """
         assert not list(self._slots), "prewarm() comes before the first session"
         candidates = self._candidates()
         times = {}
-        for done, schedule in enumerate(candidates):
-            progress(done, len(candidates))
-            times[schedule] = self._measure(schedule)
+        with self.attention.learning():
+            for done, schedule in enumerate(candidates):
+                progress(done, len(candidates))
+                times[schedule] = self._measure(schedule)
         self._schedule = _soonest(times, self.preset.chunk_seconds)
         self.world = self._describe(times[self._schedule])
         if self._pace != 0:
@@ -597,13 +603,15 @@ def build(
     fuse: bool | None = None,
     overlap: bool = True,
     vae_precision: str = "exact",
+    attention: str = "auto",
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
-    the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision; `fuse`
-    and `overlap` are those of Engine. Raises ValueError, with what would be right, for a name that does not exist.
+    the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision;
+    `fuse`, `overlap` and `attention` are those of Engine. Raises ValueError, with what would be right, for a name that does
+    not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
@@ -615,7 +623,7 @@ def build(
     loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
-        overlap=overlap,
+        overlap=overlap, attention=attention,
     )  # fmt: skip
     largest = "turns" if schedule == "turns" else "batch"
 
