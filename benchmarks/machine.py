@@ -43,11 +43,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="NAME", help=f"keep the result as {RESULTS.parent.name}/results/NAME.json")
 
 
-def finish(result: dict[str, Any], name: str | None) -> None:
-    """Print the result as the last line, JSON; keep it in benchmarks/results if it has a name."""
+def keep(result: dict[str, Any], name: str | None) -> None:
+    """Keep the result in benchmarks/results if it has a name; what is there of that name is replaced.
+
+    A long benchmark calls it after each row: what ends it early takes nothing that was measured.
+    """
     if name:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def finish(result: dict[str, Any], name: str | None) -> None:
+    """Print the result as the last line, JSON; keep it in benchmarks/results if it has a name."""
+    keep(result, name)
     print(json.dumps(result), flush=True)
 
 

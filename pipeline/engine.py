@@ -610,8 +610,8 @@ def build(
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
     the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision;
-    `fuse`, `overlap` and `attention` are those of Engine. Raises ValueError, with what would be right, for a name that does
-    not exist.
+    `fuse`, `overlap` and `attention` are those of Engine. Raises ValueError, with what would be right, for a name that
+    does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
