@@ -21,12 +21,27 @@ def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
 
 def test_closeness_is_none_of_a_clip_to_itself_and_grows_with_the_error():
     latents, frames = np.ones((2, 3), np.float32), np.full((4, 1, 1, 3), 100, np.uint8)
-    clip = throughput.Clip(0.0, 0.0, latents, frames)
+    clip = throughput.Clip(0.0, 0.0, 0.0, latents, frames)
     assert throughput.closeness(clip, clip) == {
         "latent_error_first": 0, "latent_error": 0, "psnr_first": 88.1, "psnr": 88.1,
     }  # fmt: skip
     off = throughput.closeness(clip._replace(latents=1.1 * latents, frames=frames + 1), clip)
     assert off["latent_error"] == 0.1 and off["psnr"] == 48.1
+
+
+def test_a_way_is_read_from_words_and_says_what_is_not_as_it_comes():
+    way = throughput.Way.parse("precision=fp8 schedule=turns vae=rows overlap=no eager=yes")
+    assert way == throughput.Way("fp8", True, "turns", "rows", False, "auto")
+    assert str(way) == "fp8 eager, turns, vae rows, no overlap" and str(throughput.Way()) == "bf16, auto"
+    with pytest.raises(ValueError, match="no speed in a way; there are precision, eager"):
+        throughput.Way.parse("speed=high")
+
+
+def test_what_cannot_run_here_is_a_row_of_the_table_and_the_others_are_measured(capsys):
+    ways = ["--way", "schedule=turns vae=bf16", "--way", "schedule=turns"]
+    assert throughput.main(["--slots", "1", "--chunks", "2", "--frames", "5", *ways]) == 0
+    failed, run = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert "always exact" in failed["failed"] and run["seconds_a_chunk"] > 0
 
 
 def test_a_result_names_its_commit_and_machine():
