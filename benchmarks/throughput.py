@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
             found, clip = measure_way(way, options, ceilings, reference)
             runs += found
             reference = reference or clip
-        except (RuntimeError, ValueError) as error:  # out of memory, or what this GPU cannot do: the others go on
-            runs.append({"way": str(way), "failed": str(error).split(". ")[0][:200]})
+        except Exception as error:  # out of memory, or what this GPU or its compiler cannot do: the others go on
+            runs.append({"way": str(way), "failed": f"{type(error).__name__}: {str(error).split('. ')[0][:200]}"})
             print(f"{way}: {runs[-1]['failed']}", flush=True)
         machine.keep(result, options.save)
         gc.collect()

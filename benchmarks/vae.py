@@ -44,19 +44,24 @@ TILES = {
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: dict[str, Any] = {"size": [options.width, options.height], "chunks": options.chunks}
+    result: dict[str, Any] = {"benchmark": "vae", **machine.facts(), "size": [options.width, options.height]}
+    on_gpu = device.type == "cuda"
+    parts: dict[str, Callable[[], Any]] = {
+        "ceilings": lambda: show("ceilings", ceilings(device)),
+        "decode": lambda: decoding(options, device, rows=False),
+        "encode": lambda: encoding(options, device),
+        "convolutions": lambda: {name: show(name, rates(*SHAPES[name], device)) for name in SHAPES},
+        "attention_ms": lambda: show("attention, ms", attention_times(device)),
+        # Last, for a kernel that fails takes the process's GPU with it.
+        "decode_rows": lambda: decoding(options, device, rows=True),
+        "convolutions_rows": lambda: {name: show(name, row_rates(*SHAPES[name], device)) for name in SHAPES},
+    }
     with torch.inference_mode():
-        if device.type == "cuda":
-            result["ceilings"] = show("ceilings", ceilings(device))
-            result["convolutions"] = {name: show(name, rates(*SHAPES[name], device)) for name in SHAPES}
-            result["attention_ms"] = show("attention, ms", attention_times(device))
-        result["encode"] = encoding(options, device)
-        result["decode"] = decoding(options, device, rows=False)
-        if device.type == "cuda":  # last, for a kernel that fails takes the process's GPU with it
-            for name in SHAPES:
-                result["convolutions"][name] |= show(name, row_rates(*SHAPES[name], device))
-            result["decode"] |= decoding(options, device, rows=True)
-    machine.finish({"benchmark": "vae", **machine.facts(), **result}, options.save)
+        for name, part in parts.items():
+            if on_gpu or name in ("decode", "encode"):
+                result[name] = part()
+                machine.keep(result, options.save)
+    machine.finish(result, options.save)
     return 0
 
 
