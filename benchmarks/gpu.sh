@@ -1,16 +1,16 @@
 #!/bin/bash
 # What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|tests|regions ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
-# another. Results lie in the folder $OUT as they come: what each command said, and its JSON of benchmarks/results.
+# another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
 OUT=${OUT:-/tmp/out}; mkdir -p "$OUT"; PY=${PY:-python3}
+export CHUNKCAST_RESULTS=$OUT
 parts=${*:-attention vae 1.3b 14b growth}
-run() { # name, seconds, command; its result goes by the name gpu-NAME
+run() { # name, seconds, command; its JSON is gpu-NAME
   local name=$1 limit=$2; shift 2
   echo "== $name: $*"; local begun=$SECONDS
   timeout -k 5 "$limit" "$@" >"$OUT/$name.txt" 2>&1; echo "== $name: rc $?, $((SECONDS - begun)) s"
-  cp benchmarks/results/gpu-"$name"* "$OUT"/ 2>/dev/null
 }
 said() { grep -v '^{"' "$OUT/$1.txt" | cut -c 1-"${2:-400}" | tail -"${3:-40}"; }
 throughput() { # name, seconds, options
@@ -31,7 +31,8 @@ vae)
   throughput 14b 190 --preset lingbot-world-v2-14b --slots 1 --chunks 4 --frames 21 --way "schedule=turns vae=fp16" \
     --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=rows precision=fp8" ;;
 growth)
-  run growth 60 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 --save gpu-growth
+  run growth 95 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 \
+    --lines window,size --save gpu-growth
   said growth 300 ;;
 start)
   run start 200 "$PY" -m benchmarks.start --preset lingbot-world-v2-1.3b --weights random --save gpu-start; said start ;;

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("CHUNKCAST_RESULTS") or Path(__file__).parent / "results")
+"""Where results are kept; the variable is for a machine that keeps only one folder of what is written on it."""
 
 
 def facts() -> dict[str, Any]:
@@ -65,7 +66,9 @@ def _cores() -> int:
 
 def _git(*arguments: str) -> str:
     try:
-        made = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+        made = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        )
     except OSError:
         return ""
     return made.stdout.strip() if made.returncode == 0 else ""
