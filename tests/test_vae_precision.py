@@ -1,8 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.fingerprint import SMALL_WAN, small_parts
+from pipeline.chunk import SessionSpec
+from pipeline.engine import Engine
 from pipeline.presets import find_preset
 from pipeline.tiny.vae import TinyVAE
 from pipeline.vae import WanVAE, WanVAEConfig
@@ -61,6 +65,26 @@ def test_channels_stay_last_through_the_whole_decoder(vae):
     laid.clear()
     decoder.decode(latent(1))
     assert len(laid) > 30 and all(x.movedim(1, -1).is_contiguous() for x in laid[1:])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "rows"])
+def test_an_engine_shows_nearly_the_same_pictures_and_resumes_into_them(precision):
+    exact, quick = engine_with("exact"), engine_with(precision)
+    for engine in (exact, quick):
+        engine.open(SessionSpec("a", "a meadow", 1))
+    for _ in range(2):
+        (expected,), (found,) = exact.step(), quick.step()
+        assert found.frames.shape == expected.frames.shape
+        assert np.abs(found.frames.astype(int) - expected.frames).mean() < 1
+    again = engine_with(precision)
+    again.resume(quick.snapshot("a"))
+    assert np.array_equal(again.step()[0].frames, quick.step()[0].frames)
+
+
+def engine_with(precision):
+    parts = small_parts(torch.device("cpu"))
+    vae = at_vae_precision(parts.vae, precision, SMALL_WAN.latent_shape[2:])
+    return Engine(SMALL_WAN, parts._replace(vae=vae), slots=1, schedule="turns")
 
 
 def test_exact_is_the_vae_itself_and_the_others_leave_it_as_it_is(vae):
