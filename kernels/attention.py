@@ -65,6 +65,7 @@ class Choice:
             raise ValueError(reason)
         self.backend = backend
         self.times: dict[Shape, dict[str, float]] = {}
+        self._taken: dict[Shape, str] = {}
         self._learning = False
 
     @contextlib.contextmanager
@@ -80,11 +81,12 @@ class Choice:
         if self.backend != "auto" or not q.is_cuda:
             return _choose(q, self.backend)
         shape = Shape(q.shape[0], q.shape[1], k.shape[1], *q.shape[2:], q.dtype)
-        near = self._nearest(shape)
-        if self._learning and (near is None or _ratio(near.keys, shape.keys) > self.NEAR):
-            self.times[shape] = _timed(q, k, v)
-            near = shape
-        return self.taken(near) if near is not None else _choose(q, "auto")
+        if shape not in self._taken or self._learning:
+            near = self._nearest(shape)
+            if self._learning and (near is None or _ratio(near.keys, shape.keys) > self.NEAR):
+                self.times[shape], near = _timed(q, k, v), shape
+            self._taken[shape] = _choose(q, "auto") if near is None else self.taken(near)
+        return self._taken[shape]
 
     def taken(self, shape: Shape) -> str:
         """The quickest of a shape that was timed."""
