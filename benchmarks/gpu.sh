@@ -1,31 +1,48 @@
 #!/bin/bash
-# What the fused transformer brings on one GPU of 80 GB: `bash benchmarks/gpu.sh [tests|regions|14b|1.3b ...]` at the repository's root, all
-# by default. Tables go to stdout, what each command said and the digests to the folder $OUT.
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|tests|regions ...]` at the
+# repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
+# another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
 OUT=${OUT:-/tmp/out}; mkdir -p "$OUT"; PY=${PY:-python3}
-parts=${*:-tests regions 14b 1.3b}
-run() { # name, seconds, command
+export CHUNKCAST_RESULTS=$OUT
+parts=${*:-attention vae 1.3b 14b growth}
+run() { # name, seconds, command; its JSON is gpu-NAME
   local name=$1 limit=$2; shift 2
   echo "== $name: $*"; local begun=$SECONDS
-  timeout "$limit" "$@" >"$OUT/$name.txt" 2>&1; echo "== $name: rc $?, $((SECONDS - begun)) s"
+  timeout -k 5 "$limit" "$@" >"$OUT/$name.txt" 2>&1; echo "== $name: rc $?, $((SECONDS - begun)) s"
 }
-table() { grep -E -A20 '^way  ' "$OUT/$1.txt" | grep -v '^{'; grep -E 'of memory|Error' "$OUT/$1.txt" | tail -3; }
+said() { grep -v '^{"' "$OUT/$1.txt" | cut -c 1-"${2:-400}" | tail -"${3:-40}"; }
+throughput() { # name, seconds, options
+  local name=$1 limit=$2; shift 2
+  run "$name" "$limit" "$PY" -m benchmarks.throughput --weights random --save "gpu-$name" "$@"
+  grep -E "^ceilings|^\{'way|^\{'first|failed|s for this way|Error" "$OUT/$name.txt" | cut -c 1-700
+}
 for part in $parts; do case $part in
+attention)
+  run attention 40 "$PY" -m benchmarks.attention --preset lingbot-world-v2-14b --save gpu-attention; said attention 900 ;;
+vae)
+  run vae 165 "$PY" -m benchmarks.vae --chunks 5 --save gpu-vae; said vae 1200 ;;
+1.3b)
+  throughput 1.3b 140 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=fp16" \
+    --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=fp16 overlap=no" --way "schedule=turns" \
+    --way "schedule=turns vae=rows" ;;
+14b)
+  throughput 14b 190 --preset lingbot-world-v2-14b --slots 1 --chunks 4 --frames 21 --way "schedule=turns vae=fp16" \
+    --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=rows precision=fp8" ;;
+growth)
+  run growth 95 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 \
+    --lines window,size --save gpu-growth
+  said growth 300 ;;
+start)
+  run start 200 "$PY" -m benchmarks.start --preset lingbot-world-v2-1.3b --weights random --save gpu-start; said start ;;
 tests)
-  run tests 150 $PY -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py -k "not float32"
+  run tests 150 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
+    tests/test_vae_rows.py -k "not float32"
   tail -4 "$OUT/tests.txt" ;;
 regions)
-  run regions 150 $PY -m benchmarks.regions --preset lingbot-world-v2-14b
+  run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
   grep -E "^\{'|copy moves" "$OUT/regions.txt" ;;
-14b)
-  run 14b 280 $PY -m benchmarks.throughput --preset lingbot-world-v2-14b --weights random --slots 1 --schedule turns --eager --precision bf16,fp8 --chunks 4 --frames 21 --digest fastdit-14b
-  table 14b ;;
-1.3b)
-  run 1.3b 150 $PY -m benchmarks.throughput --preset lingbot-world-v2-1.3b --weights random --slots 1,2 --schedule turns --eager --precision bf16 --chunks 5 --frames 29
-  table 1.3b
-  run 1.3b-two 150 $PY -m benchmarks.throughput --preset lingbot-world-v2-1.3b --weights random --slots 2 --schedule turns,batch --precision bf16,fp8 --chunks 5 --frames 29
-  table 1.3b-two ;;
+*) echo "no part $part" ;;
 esac; done
-cp -r benchmarks/results/fastdit-* "$OUT"/ 2>/dev/null
-for part in $parts; do [ "$part" = 14b ] && { echo "== tables again"; table 14b; }; [ "$part" = 1.3b ] && { table 1.3b; table 1.3b-two; }; done; true
+ls "$OUT"

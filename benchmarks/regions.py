@@ -117,9 +117,9 @@ def _timed(plain: Callable, ways: dict[str, Callable], arguments: tuple) -> dict
     result = plain(*arguments)
     moved = sum(each.numel() * each.element_size() for each in (*_tensors(arguments), *_tensors(result)))
     exact = [each.float() for each in _values(plain(*_widened(arguments)))]
-    row = {"plain_us": _microseconds(lambda: plain(*arguments), device), "plain_error": _error(result, exact)}
+    row = {"plain_us": microseconds(lambda: plain(*arguments), device), "plain_error": _error(result, exact)}
     for way, run in ways.items():
-        row[f"{way}_us"] = spent = _microseconds(lambda run=run: run(*arguments), device)
+        row[f"{way}_us"] = spent = microseconds(lambda run=run: run(*arguments), device)
         row[f"{way}_tb_s"] = round(moved / spent / 1e6, 3)
         row[f"{way}_error"] = _error(run(*arguments), exact)
     return row
@@ -181,7 +181,7 @@ def _rates(ways: dict[str, tuple[float, Callable]], rows: int, device: torch.dev
     """`ways`: multiplications and additions a row, halved, and the work."""
     for name, (work, run) in ways.items():
         try:
-            spent = _microseconds(run, device)
+            spent = microseconds(run, device)
         except (RuntimeError, ValueError) as error:  # what this torch cannot do is a finding too
             row = {"product": name, "failed": str(error).split("\n")[0][:120]}
         else:
@@ -190,7 +190,7 @@ def _rates(ways: dict[str, tuple[float, Callable]], rows: int, device: torch.dev
         yield row
 
 
-def _microseconds(run: Callable[[], object], device: torch.device) -> float:
+def microseconds(run: Callable[[], object], device: torch.device) -> float:
     """The median. On a GPU each run begins with a cold cache, behind a fill that hides how long its launch takes."""
     if device.type != "cuda":
         return round(median_seconds(run, device) * 1e6, 1)

@@ -1,7 +1,7 @@
 """Seconds a chunk, in the steady state, as the service's worker runs the engine: `python -m benchmarks.throughput`.
 
 Prints the machine's own ceilings first, measured here (matrix product, attention, copy), then for each way to run the
-preset (precision, eager, schedule) and each number of live sessions: seconds from step to step (median of --chunks
+preset (see --way) and each number of live sessions: seconds from step to step (median of --chunks
 after the window has filled, with the spread), by stage, frames/s for each viewer, the share of the matrix and attention
 ceilings, peak memory, and how often the host had to wait for the GPU within a step. Then one session from admit: when
 its first frames are there, and all of --frames; and how far its latents and frames are from those of the first way.
@@ -41,19 +41,41 @@ CLIP_FRAMES = 81
 
 
 class Way(NamedTuple):
-    """How a preset is run; `eager` is the transformer as it was before Transformer.fuse."""
+    """How a preset is run: options of pipeline.engine.build; `eager` is the transformer as it is without fuse."""
 
-    precision: str
-    eager: bool
-    schedule: str
+    precision: str = "bf16"
+    eager: bool = False
+    schedule: str = "auto"
+    vae: str = "exact"
+    overlap: bool = True
+    attention: str = "auto"
 
     def __str__(self) -> str:
-        return f"{self.precision}{' eager' if self.eager else ''}, {self.schedule}"
+        """Such as "bf16, turns", and what else is not as it comes."""
+        more = [f"{name} {value}" for name, value in (("vae", self.vae), ("attention", self.attention))]
+        more = [each for each in more if each not in ("vae exact", "attention auto")]
+        more += [] if self.overlap else ["no overlap"]
+        return ", ".join([f"{self.precision}{' eager' if self.eager else ''}", self.schedule, *more])
+
+    @classmethod
+    def parse(cls, text: str) -> "Way":
+        """Of words such as "precision=fp8 vae=rows overlap=no". Raises ValueError for another word."""
+        given = dict(word.partition("=")[::2] for word in text.split())
+        if unknown := set(given) - set(cls._fields):
+            raise ValueError(f"no {', '.join(sorted(unknown))} in a way; there are {', '.join(cls._fields)}")
+        flags = {
+            name: value in ("yes", "") for name, value in given.items() if cls._field_defaults[name] in (True, False)
+        }
+        return cls(**{**given, **flags})
 
 
 class Clip(NamedTuple):
-    """One session from admit: seconds until its first frames and until all; its latents and uint8 frames."""
+    """One session from admit: seconds until it is open, until its first frames and until all; its latents and frames.
 
+    The host's seconds: on a GPU a picture's encoding may go on after the session is open.
+    """
+
+    opened: float
     first: float
     whole: float
     latents: np.ndarray
@@ -65,30 +87,33 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(options.device)
     ceilings = measure_ceilings(find_preset(options.preset), device)
     print("ceilings here: " + ", ".join(f"{name} {value}" for name, value in ceilings.items()), flush=True)
-    runs: list[dict[str, Any]] = []
-    reference: Clip | None = None
+    result = {"benchmark": "throughput", **machine.facts(), "preset": options.preset, "ceilings": ceilings, "runs": []}
+    runs, reference = result["runs"], None
     for way in ways(options):
         try:
             found, clip = measure_way(way, options, ceilings, reference)
             runs += found
             reference = reference or clip
-        except torch.OutOfMemoryError as error:
-            runs.append({"way": str(way), "failed": str(error).split(". ")[0]})
+        except Exception as error:  # out of memory, or what this GPU or its compiler cannot do: the others go on
+            runs.append({"way": str(way), "failed": f"{type(error).__name__}: {str(error).split('. ')[0][:200]}"})
             print(f"{way}: {runs[-1]['failed']}", flush=True)
+        machine.keep(result, options.save)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     print(table(runs))
-    result = {"preset": options.preset, "ceilings": ceilings, "runs": runs}
-    machine.finish({"benchmark": "throughput", **machine.facts(), **result}, options.save)
+    machine.finish(result, options.save)
     return 0
 
 
 def ways(options: argparse.Namespace) -> list[Way]:
     """What was asked for, the eager one first: the others are compared with it."""
+    if options.way:
+        return [Way.parse(text) for text in options.way]
     precisions = [("bf16", True)] if options.eager else []
     precisions += [(precision, False) for precision in options.precision.split(",")]
-    return [Way(*pair, schedule) for pair, schedule in itertools.product(precisions, options.schedule.split(","))]
+    vaes, schedules = options.vae_precision.split(","), options.schedule.split(",")
+    return [Way(*pair, schedule, vae) for pair, vae, schedule in itertools.product(precisions, vaes, schedules)]
 
 
 def measure_way(
@@ -98,7 +123,8 @@ def measure_way(
     counts, begun = [int(count) for count in options.slots.split(",")], time.perf_counter()
     engine = build(
         options.preset, options.weights, slots=max(counts), device=options.device, schedule=way.schedule,
-        context=options.context, precision=way.precision, fuse=False if way.eager else None,
+        context=options.context, precision=way.precision, fuse=False if way.eager else None, vae_precision=way.vae,
+        overlap=way.overlap, attention=way.attention,
     )  # fmt: skip
     if way.schedule == "auto":
         engine.prewarm()
@@ -114,6 +140,9 @@ def measure_way(
             write_digest(engine, count, machine.RESULTS / name)
     clip = make_clip(engine, options.frames)
     facts = {"first_frame_seconds": round(clip.first, 4), "clip_seconds": round(clip.whole, 3)}
+    facts |= {"open_seconds": round(clip.opened, 4)}
+    if engine.attention.times:
+        facts["attention"] = engine.attention.report()
     facts |= closeness(clip, reference) if reference is not None else {}
     runs[0] |= facts
     print(f"{facts}, {time.perf_counter() - begun:.0f} s for this way", flush=True)
@@ -124,13 +153,16 @@ def make_clip(engine: Engine, frames: int) -> Clip:
     """A session of at least `frames` frames, alone; seconds count from before it is admitted."""
     begun, arrived = time.perf_counter(), []
 
-    def take(pending):
-        result = pending.result()
-        assert not isinstance(result, Ended), result
-        arrived.append(time.perf_counter() - begun)
-        return result.frames
+    def take(pending) -> np.ndarray:
+        made = []
+        for number in range(len(pending.parts)):
+            made.append(pending.part(number))
+            assert not isinstance(made[-1], Ended), made[-1]
+            arrived.append(time.perf_counter() - begun)
+        return np.concatenate(made)
 
     engine.open(SessionSpec("clip", PROMPT, 7, engine.warm_image()))
+    opened = time.perf_counter() - begun
     try:
         with ThreadPoolExecutor(1) as taker:
             taken = []
@@ -142,7 +174,7 @@ def make_clip(engine: Engine, frames: int) -> Clip:
         latents = engine.snapshot("clip").latents
     finally:
         engine.close("clip")
-    return Clip(arrived[0], arrived[-1], latents, pictures)
+    return Clip(opened, arrived[0], arrived[-1], latents, pictures)
 
 
 def closeness(clip: Clip, reference: Clip) -> dict[str, float]:
@@ -194,7 +226,10 @@ def measure(engine: Engine, count: int, chunks: int) -> dict[str, Any]:
         engine.open(SessionSpec(name, PROMPT, seed, engine.warm_image()))
     try:
         with ThreadPoolExecutor(1) as taker:
-            _steps(engine, names, engine.window_chunks + 1, taker)
+            with engine.attention.learning():
+                for _ in range(engine.window_chunks + 1):
+                    engine.step(names)
+            _steps(engine, names, 1, taker)
             if engine.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             with CountedSyncs(engine.device) as told:
@@ -325,6 +360,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunks", type=int, default=10, help="steps to time (default: 10)")
     parser.add_argument("--schedule", default="auto", help="such as turns,batch; auto lets prewarm choose (default)")
     parser.add_argument("--precision", default="bf16", help="of the linears, such as bf16,fp8 (default: bf16)")
+    parser.add_argument(
+        "--vae-precision", default="exact", help="such as exact,bf16,fp16,rows for the Wan models (default: exact)"
+    )
+    parser.add_argument(
+        "--way", action="append", metavar="WORDS",
+        help="a way by itself, in place of all that the options make of precision, schedule and VAE: words such as "
+        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn eager=yes'; repeat it for several",
+    )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="also the transformer that is neither fused nor compiled")
     parser.add_argument("--frames", type=int, default=CLIP_FRAMES, help="of the clip (default: 81)")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")

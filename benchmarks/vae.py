@@ -2,9 +2,11 @@
 
 Prints the machine's own ceilings first, measured here: a large matrix product, products of the shapes of the decoder's
 three large convolutions, a copy. Then the rates of those convolutions by way of computing them, and for each way of
-decoding frames/s (median and spread of --chunks chunks of 3 latent frames), its error against float32 (relative error,
-and PSNR on frames whose float32 standard deviation is 0.5, as random weights are scaled to), and the memory of its
-state and workspace. Weights are random at true size, so pictures are noise, the arithmetic is real.
+decoding frames/s (median and spread of --chunks chunks of 3 latent frames, a latent frame at a time as the engine
+decodes, and "at once"), its error against float32 (relative error, and PSNR on frames whose float32 standard deviation
+is 0.5, as random weights are scaled to), and the memory of its state and workspace. Weights are random at true size, so
+pictures are noise, the arithmetic is real. "exact", "bf16", "fp16" and "rows" are the engine's --vae-precision;
+"exact" has convolutions in TF32, as torch has by default, and errors are against "float32", which has not.
 """
 
 import argparse
@@ -13,17 +15,18 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import machine
 from kernels.conv import Arena, Plane, Then, Tile, convolve, kernel
 from pipeline.vae import WanVAE
-from pipeline.vae_rows import RowDecoder
+from pipeline.vae_precision import at_vae_precision, channels_last
+from pipeline.vae_rows import RowDecoder, prepare
 
 LATENT_FRAMES = 3
 SHAPES = {"full": (464, 832, 96), "third": (232, 416, 192), "second": (116, 208, 384)}
@@ -41,19 +44,24 @@ TILES = {
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: dict[str, Any] = {"size": [options.width, options.height], "chunks": options.chunks}
+    result: dict[str, Any] = {"benchmark": "vae", **machine.facts(), "size": [options.width, options.height]}
+    on_gpu = device.type == "cuda"
+    parts: dict[str, Callable[[], Any]] = {
+        "ceilings": lambda: show("ceilings", ceilings(device)),
+        "decode": lambda: decoding(options, device, rows=False),
+        "encode": lambda: encoding(options, device),
+        "convolutions": lambda: {name: show(name, rates(*SHAPES[name], device)) for name in SHAPES},
+        "attention_ms": lambda: show("attention, ms", attention_times(device)),
+        # Last, for a kernel that fails takes the process's GPU with it.
+        "decode_rows": lambda: decoding(options, device, rows=True),
+        "convolutions_rows": lambda: {name: show(name, row_rates(*SHAPES[name], device)) for name in SHAPES},
+    }
     with torch.inference_mode():
-        if device.type == "cuda":
-            result["ceilings"] = show("ceilings", ceilings(device))
-            result["convolutions"] = {name: show(name, rates(*SHAPES[name], device)) for name in SHAPES}
-            result["attention_ms"] = show("attention, ms", attention_times(device))
-        result["encode"] = encoding(options, device)
-        result["decode"] = decoding(options, device, rows=False)
-        if device.type == "cuda":  # last, for a kernel that fails takes the process's GPU with it
-            for name in SHAPES:
-                result["convolutions"][name] |= show(name, row_rates(*SHAPES[name], device))
-            result["decode"] |= decoding(options, device, rows=True)
-    machine.finish({"benchmark": "vae", **machine.facts(), **result}, options.save)
+        for name, part in parts.items():
+            if on_gpu or name in ("decode", "encode"):
+                result[name] = part()
+                machine.keep(result, options.save)
+    machine.finish(result, options.save)
     return 0
 
 
@@ -162,7 +170,7 @@ def decoding(options: argparse.Namespace, device: torch.device, rows: bool) -> d
     shape = (vae.config.latent_channels, LATENT_FRAMES, options.height // 8, options.width // 8)
     chunks = [torch.randn(shape, device=device) for _ in range(2)]
     _scale_pictures(vae, chunks[0])
-    with _settings(""):
+    with _settings("float32"):
         expected = _frames(vae.decoder(), chunks)
     found = {}
     for name, make in ways(vae, shape).items():
@@ -181,19 +189,21 @@ def ways(vae: WanVAE, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     def graphed() -> RowDecoder:
         decoder = RowDecoder(vae, *shape[2:])
         for _ in range(2):
-            decoder.decode(torch.zeros(shape, device=vae.conv1.weight.device))
-        decoder.capture(shape[1])
+            _decoded(decoder, torch.zeros(shape, device=vae.conv1.weight.device))
+        decoder.capture(1)
         return decoder
 
     found = {
-        "fp32": lambda: vae.decoder(),
-        "bf16": lambda: _copy(vae, torch.bfloat16).decoder(),
-        "bf16 channels-last tuned": lambda: channels_last(_copy(vae, torch.bfloat16)).decoder(),
-        "fp32 tf32": lambda: vae.decoder(),
-        "fp32 channels-last tf32 tuned": lambda: channels_last(_copy(vae, torch.float32)).decoder(),
+        "exact": lambda: vae.decoder(),
+        "bf16 as it comes": lambda: _copy(vae, torch.bfloat16).decoder(),
+        "bf16": lambda: at_vae_precision(vae, "bf16", shape[2:]).decoder(),
+        "fp16": lambda: at_vae_precision(vae, "fp16", shape[2:]).decoder(),
+        "float32": lambda: vae.decoder(),
+        "exact channels-last tuned": lambda: channels_last(_copy(vae, torch.float32)).decoder(),
     }
     if torch.cuda.is_available():
-        found["rows"] = lambda: RowDecoder(vae, *shape[2:])
+        found["rows"] = lambda: at_vae_precision(vae, "rows", shape[2:]).decoder()
+        found["rows fp16"] = lambda: RowDecoder(vae, *shape[2:], prepare(vae, torch.float16))
         found["rows graph"] = graphed
     return found
 
@@ -210,29 +220,34 @@ def measure(make: Callable[[], Any], chunks: list[Tensor], expected: Tensor, cou
     error = ((frames - expected).norm() / expected.norm()).item()
     psnr = 10 * math.log10(4 / max(1e-20, (frames.clamp(-1, 1) - expected.clamp(-1, 1)).square().mean().item()))
     del frames
-    decoder.decode(chunks[1])
+    _decoded(decoder, chunks[1])
     if on_gpu:
         torch.cuda.empty_cache()
         kept = torch.cuda.memory_allocated() - before
         torch.cuda.reset_peak_memory_stats()
-    times, made = [], 0
-    for _ in range(count):
-        begun = _now(on_gpu)
-        made = decoder.decode(chunks[1]).shape[1]
-        times.append(_now(on_gpu) - begun)
-    rates = sorted(made / each for each in times)
-    found = {"frames_s": round(statistics.median(rates), 1), "spread": [round(rates[0], 1), round(rates[-1], 1)]}
+    found = {"frames_s": rate(decoder, chunks[1].split(1, dim=1), count)}
     found |= {"error": f"{error:.2e}", "psnr_db": round(psnr, 1), "ready_s": round(ready, 1)}
     if on_gpu:
         peak = torch.cuda.max_memory_allocated() - before
         found |= {"held_gb": round(kept / 1e9, 3), "peak_gb": round(peak / 1e9, 3)}
+    found["at_once_frames_s"] = rate(decoder, [chunks[1]], count)
     if isinstance(decoder, RowDecoder) and not decoder._graphs:
-        found["steps_ms"] = step_times(decoder, chunks[1])
+        found["steps_ms"] = step_times(decoder, chunks[1][:, :1])
     return found
 
 
+def rate(decoder: Any, parts: Sequence[Tensor], count: int) -> list[float]:
+    """Frames/s of a chunk in these parts, `count` times: median, least, most."""
+    on_gpu, rates = parts[0].is_cuda, []
+    for number in range(count + 1):
+        begun = _now(on_gpu)
+        made = sum(decoder.decode(part).shape[1] for part in parts)
+        rates += [made / (_now(on_gpu) - begun)] * (number > 0)  # the first of a shape finds its kernels
+    return [round(value, 1) for value in (statistics.median(rates), min(rates), max(rates))]
+
+
 def step_times(decoder: RowDecoder, latent: Tensor) -> dict[str, str]:
-    """Milliseconds of a chunk by kind of step, the largest first, and how many there are; each waited for."""
+    """Milliseconds of a latent frame by kind of step, the largest first, and how many there are; each waited for."""
     steps = decoder.steps(latent.shape[1])
     numbers = [step.plan() for step in steps]
     flat = torch.tensor([each for some in numbers for each in some], dtype=torch.int32, device=latent.device)
@@ -261,16 +276,13 @@ def _scale_pictures(vae: WanVAE, latent: Tensor) -> None:
 def _frames(decoder: Any, chunks: list[Tensor]) -> Tensor:
     """(3, N, H, W) float32, unclamped, of a new stream."""
     decoder.reset()
-    return torch.cat([decoder.decode_unclamped(chunk).float() for chunk in chunks], dim=1)
+    parts = [part for chunk in chunks for part in chunk.split(1, dim=1)]
+    return torch.cat([decoder.decode_unclamped(part).float() for part in parts], dim=1)
 
 
-def channels_last(vae: WanVAE) -> WanVAE:
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return vae
+def _decoded(decoder: Any, chunk: Tensor) -> None:
+    for part in chunk.split(1, dim=1):
+        decoder.decode(part)
 
 
 def _copy(vae: WanVAE, dtype: torch.dtype) -> WanVAE:
@@ -284,13 +296,15 @@ def encoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     torch.manual_seed(0)
     vae = WanVAE().to(device).eval().requires_grad_(False)
     image = torch.rand(3, options.height, options.width, device=device) * 2 - 1
-    with _settings(""):
+    with _settings("float32"):
         expected = vae.encoder().encode_still(image)
+    size = (options.height // 8, options.width // 8)
     makers = {
-        "fp32": lambda: vae,
-        "bf16 channels-last tuned": lambda: channels_last(_copy(vae, torch.bfloat16)),
-        "fp32 tf32": lambda: vae,
-        "fp32 channels-last tf32": lambda: channels_last(_copy(vae, torch.float32)),
+        "exact": lambda: vae,
+        "bf16": lambda: at_vae_precision(vae, "bf16", size),
+        "fp16": lambda: at_vae_precision(vae, "fp16", size),
+        "float32": lambda: vae,
+        "exact channels-last": lambda: channels_last(_copy(vae, torch.float32)),
     }
     found = {}
     for name, make in makers.items():
@@ -318,25 +332,24 @@ def encoding(options: argparse.Namespace, device: torch.device) -> dict[str, Any
 
 
 class _Settings:
-    """cuDNN's choice by timing and TF32, for what is inside."""
+    """cuDNN's choice by timing, and its TF32, which torch allows by default, for what is inside."""
 
     def __init__(self, benchmark: bool, tf32: bool):
         self._benchmark, self._tf32 = benchmark, tf32
 
     def __enter__(self) -> None:
         cudnn = torch.backends.cudnn
-        self._before = cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        cudnn.benchmark = self._benchmark
-        cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        self._before = cudnn.benchmark, cudnn.allow_tf32
+        cudnn.benchmark, cudnn.allow_tf32 = self._benchmark, self._tf32
 
     def __exit__(self, *exception: object) -> None:
         cudnn = torch.backends.cudnn
-        cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+        cudnn.benchmark, cudnn.allow_tf32 = self._before
 
 
 def _settings(name: str) -> _Settings:
     """As the name of a way says."""
-    return _Settings("tuned" in name, "tf32" in name)
+    return _Settings("tuned" in name, name != "float32")
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

@@ -10,6 +10,8 @@ GPU, so a stream's past is never copied and a CUDA graph serves whatever the tab
 C channels in, O channels out, N frames, H W the height and width of a picture in pixels.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ try:
 except ImportError:  # torch for a CPU comes without it; everything here has a plain form
     triton = None
 
+CAPABILITY = (9, 0)  # the copy engine for tiles
 DEPTH = 64  # channels of a product's step: 128 bytes, the widest row that the copy engine swizzles
 
 
@@ -140,14 +143,28 @@ class Then(NamedTuple):
     interleaved: bool = False
 
 
+def conv_missing(device: torch.device) -> str | None:
+    """Why convolve() cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return None  # plainly, for checking
+    if triton is None:
+        return "this torch has no Triton"
+    if (found := torch.cuda.get_device_capability(device)) < CAPABILITY:
+        return f"it needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, this GPU has {found[0]}.{found[1]}"
+    return None
+
+
 def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, tile: Tile) -> None:
     """Result n of `count` sees the pictures table[n] to table[n + frames - 1] of source.
 
     table, int32: count + frames - 1 pictures of source, then for each of `residual`, `kept`, `normed` that there are
     count more. `kept` may be `residual`. With `interleaved` O is twice the channels of `kept`, and a result is two
     pictures: `kept` has 2 * count numbers. With 4 phases the results lie on the doubled plane. Where `normed` is
-    wanted, tile.outputs + tile.more is at least O. Margins of what is written are zeros. Compute capability 9.
+    wanted, tile.outputs + tile.more is at least O. Margins of what is written are zeros. On a GPU it takes compute
+    capability 9; on a CPU it is computed plainly, for checking.
     """
+    if not source.rows.is_cuda:
+        return _convolve_plainly(source, taps, then, count, table.tolist())
     plane, made = source.plane, (then.kept or then.normed)
     span = taps.weights.shape[1] // (taps.frames * taps.lines)
     channels = made.channels
@@ -176,6 +193,48 @@ def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor,
     )  # fmt: skip
 
 
+def _convolve_plainly(source: Arena, taps: Kernel, then: Then, count: int, table: list[int]) -> None:
+    """convolve() as it is defined, in float32."""
+    pictures, places = table[: count + taps.frames - 1], iter(table[count + taps.frames - 1 :])
+    at = {}
+    for name, arena in (("residual", then.residual), ("kept", then.kept), ("normed", then.normed)):
+        pairs = 1 + (then.interleaved and name == "kept")
+        at[name] = [[next(places) for _ in range(pairs)] for _ in range(count if arena else 0)]
+    for number in range(count):
+        made = _phases_joined([_products(source, taps, pictures[number:], phase) for phase in range(taps.phases)])
+        made = made + taps.bias
+        if then.residual is not None:
+            made = made + then.residual.frame(at["residual"][number][0]).float()
+        if then.kept is not None:
+            for place, half in zip(at["kept"][number], made.split(then.kept.channels, dim=-1), strict=True):
+                then.kept.frame(place).copy_(half)
+        if then.normed is not None:
+            then.normed.frame(at["normed"][number][0]).copy_(F.silu(F.normalize(made, dim=-1) * then.scale))
+
+
+def _products(source: Arena, taps: Kernel, pictures: Sequence[int], phase: int) -> Tensor:
+    """(H, W, O) of one kind of pixels; a row's product starts at a shifted row, whatever lies there."""
+    plane, channels = source.plane, source.channels
+    span = taps.weights.shape[1] // (taps.frames * taps.lines)
+    weights = taps.weights[phase * taps.outputs : (phase + 1) * taps.outputs].float()
+    parts = weights.unflatten(1, (taps.frames, taps.lines, span))
+    total = weights.new_zeros(plane.pixels, taps.outputs)
+    for frame, line in itertools.product(range(taps.frames), range(taps.lines)):
+        down, right = line - taps.up + phase // 2, phase % 2 - taps.left
+        first = plane.lead + pictures[frame] * plane.pixels + down * plane.stride + right
+        rows = source.rows.as_strided((plane.pixels, span), (channels, 1), first * channels)
+        total += rows.float() @ parts[:, frame, line].T
+    return total.unflatten(0, (-1, plane.stride))[:-1, :-1]
+
+
+def _phases_joined(phases: list[Tensor]) -> Tensor:
+    """(H, W, O) of one kind of pixels, or (2H, 2W, O) of the four kinds."""
+    if len(phases) == 1:
+        return phases[0]
+    rows = [torch.stack(pair, dim=2).flatten(1, 2) for pair in (phases[:2], phases[2:])]
+    return torch.stack(rows, dim=1).flatten(0, 1)
+
+
 def _rows_of(source: Arena, span: int, tile: Tile) -> "TensorDescriptor":
     """Rows that overlap: each holds `span` channels from its pixel on."""
     channels, beyond = source.channels, -(-span // source.channels) - 1
@@ -184,6 +243,11 @@ def _rows_of(source: Arena, span: int, tile: Tile) -> "TensorDescriptor":
 
 def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, table: Tensor, silu: bool = True) -> None:
     """Norm `count` pictures, table[:count] of source to table[count:] of target; scale: gamma * sqrt(C), float32."""
+    if not source.rows.is_cuda:
+        for number, place in zip(*table.unflatten(0, (2, count)).tolist(), strict=True):
+            normed = F.normalize(source.frame(number).float(), dim=-1) * scale
+            target.frame(place).copy_(F.silu(normed) if silu else normed)
+        return
     block = triton.next_power_of_2(source.channels)
     rows = max(1, 8192 // block)
     _norm_frames[(triton.cdiv(source.plane.pixels, rows), count)](
@@ -195,6 +259,10 @@ def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, ta
 def add_shares(shares: Arena, table: Tensor, frame: Tensor) -> None:
     """frame (3, H, W) = the sum over t of the channels 3t to 3t + 2 of shares' picture table[t]; all float32."""
     plane, block = shares.plane, 1024
+    if not shares.rows.is_cuda:
+        parts = [shares.frame(number)[..., 3 * age : 3 * age + 3] for age, number in enumerate(table.tolist())]
+        frame.copy_(sum(parts).movedim(-1, 0))
+        return
     _add_shares[(triton.cdiv(plane.height * plane.width, block),)](
         shares.rows, table, frame, plane.pixels, plane.stride, plane.lead, plane.width, plane.height * plane.width,
         BLOCK=block,

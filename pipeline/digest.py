@@ -99,6 +99,10 @@ def render(facts: Mapping[str, Any]) -> str:
     lines.append(f"host operations: {facts['host_operations']:.1f} ms a step")
     lines += ["", "named ranges (ms a step): host / work"]
     lines += [f"  {name:24} {host:9.2f} {work:9.2f}" for name, (host, work) in facts["ranges"].items()]
+    if facts.get("attention"):
+        lines += ["", "attention, queries x keys: taken (ms by backend)"]
+        rows = facts["attention"]
+        lines += [f"  {row['queries']} x {row['keys']}: {row['taken']} {row['milliseconds']}" for row in rows]
     for bucket in BUCKETS:
         spent = facts["buckets"].get(bucket, 0.0)
         if spent:

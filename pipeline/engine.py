@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 
+from kernels.attention import Choice
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_image
@@ -36,6 +37,7 @@ from pipeline.slots import Slot, Slots
 from pipeline.steering import Steering, Walked
 from pipeline.stopwatch import Stopwatch
 from pipeline.transformer import CameraTerms, TextTerms
+from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 WARM_PROMPT = "a meadow"
@@ -53,7 +55,10 @@ class Engine:
     the very bits that it has alone. `context` bounds the latent frames kept by a preset without a window.
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
-    `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU.
+    `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
+    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same. `attention`
+    is a backend of kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by
+    rounding, and by which was quicker; a name gives the same bits in every process.
     """
 
     def __init__(
@@ -65,10 +70,11 @@ class Engine:
         device: torch.device | str = "cpu",
         schedule: str = "auto",
         context: int = GLOBAL_CONTEXT,
-        backend: str = "auto",
+        attention: str = "auto",
         image: bytes | None = None,
         prompt_change: str | None = None,
         fuse: bool | None = None,
+        overlap: bool = True,
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
@@ -81,20 +87,21 @@ class Engine:
         self._schedule = schedule
         self._cores = Shares(slots)
         self._image = image
-        self._cache = self._make_cache(slots, preset.window or context, backend)
+        self.attention = self._model.backend = Choice(attention)
+        self._cache = self._make_cache(slots, preset.window or context)
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
         self._revival = Revival(self)
         # At most so many chunks of a past are written anew before each chunk for a new prompt, None for all at once.
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
-        self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._decode_stream = _decode_stream(self._device, overlap)
         self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
             self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
 
-    def _make_cache(self, slots: int, window_frames: int, backend: str) -> KVCache:
+    def _make_cache(self, slots: int, window_frames: int) -> KVCache:
         config = self.preset.transformer
         return KVCache(
             config.layers,
@@ -106,7 +113,7 @@ class Engine:
             config.head_width,
             self._model.dtype,
             self._device,
-            backend,
+            self.attention,
         )
 
     # Sessions
@@ -345,19 +352,36 @@ class Engine:
         shape = self.preset.latent_shape
         return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
-    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
-        if self._decode_stream is None:
-            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
-        self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
-        latents.record_stream(self._decode_stream)
-        with torch.cuda.stream(self._decode_stream):
+    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[list[Frames]]:
+        """Each slot's pictures, a latent frame at a time: the first are out before the last are begun."""
+        with self._on_decode_stream(latents):
             return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
 
-    def _decode_slot(self, slot: Slot, latent: Tensor) -> Frames:
-        video = self._decoders[slot.index].decode(latent)  # (3, N, H, W) in [-1, 1]
+    @contextlib.contextmanager
+    def _on_decode_stream(self, *used: Tensor) -> Iterator[None]:
+        """Within it a GPU's work is the decoder's: behind all that was queued, `used` among it, and beside what comes.
+
+        All that touches a decoder's state goes there, or a session would begin in a state that is still in use.
+        """
+        if self._decode_stream is None:
+            yield
+            return
+        self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
+        for tensor in used:
+            tensor.record_stream(self._decode_stream)
+        with torch.cuda.stream(self._decode_stream):
+            yield
+
+    def _decode_slot(self, slot: Slot, latent: Tensor) -> list[Frames]:
+        decoder, finite = self._decoders[slot.index], torch.isfinite(latent).all()
+        return [self._emit_part(decoder.decode(part), finite) for part in latent.split(1, dim=1)]
+
+    def _emit_part(self, video: Tensor, finite: Tensor) -> Frames:
+        """video: (3, N, H, W) in [-1, 1]; `finite` is of the latents."""
+        if video.dtype == torch.float16:  # which large numbers do not fit into
+            finite = finite & torch.isfinite(video).all()
         # To the nearest whole number by cutting off: on a CPU every pass over the pictures counts.
         pixels = video.float().mul(127.5).add_(128).to(torch.uint8).movedim(0, -1).contiguous()
-        finite = torch.isfinite(latent).all()
         if self._decode_stream is None:
             return Frames(pixels, finite, None)
         copies = [
@@ -367,7 +391,7 @@ class Engine:
         arrived.record()
         return Frames(*copies, arrived)
 
-    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> PendingChunk:
+    def _emit(self, slot: Slot, frames: list[Frames], watch: Stopwatch) -> PendingChunk:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
@@ -378,9 +402,10 @@ class Engine:
             unknown_words=slot.encoded.unknown_words,
             guessed_words=slot.encoded.guessed_words,
         )
+        pending = PendingChunk(chunk, frames, watch.seconds)
         slot.chunk += 1
-        slot.frame += len(frames.pixels)
-        return PendingChunk(chunk, len(frames.pixels), frames, watch.seconds)
+        slot.frame += pending.frames
+        return pending
 
     def _end(self, slot: Slot, reason: str) -> Ended:
         self.close(slot.spec.session)
@@ -416,7 +441,8 @@ class Engine:
     # What a session brings
 
     def _make_slot(self, index: int, spec: SessionSpec) -> Slot:
-        self._decoders[index].reset()
+        with self._on_decode_stream():
+            self._decoders[index].reset()
         self._cache.reset(index)
         spec = replace(spec, image=spec.image or self._image)
         history = History(self._sight.sink_chunks, self._revival.kept_chunks)
@@ -468,15 +494,17 @@ class Engine:
         """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
 
         `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it, but for
-        the pace at which a new prompt's rebuild goes, which is part of their history. Raises ValueError where a trial
+        the pace at which a new prompt's rebuild goes, which is part of their history, and on a GPU for the attention
+        that was found to be the quickest. Raises ValueError where a trial
         session ends, as with weights that are damaged.
         """
         assert not list(self._slots), "prewarm() comes before the first session"
         candidates = self._candidates()
         times = {}
-        for done, schedule in enumerate(candidates):
-            progress(done, len(candidates))
-            times[schedule] = self._measure(schedule)
+        with self.attention.learning():
+            for done, schedule in enumerate(candidates):
+                progress(done, len(candidates))
+                times[schedule] = self._measure(schedule)
         self._schedule = _soonest(times, self.preset.chunk_seconds)
         self.world = self._describe(times[self._schedule])
         if self._pace != 0:
@@ -573,13 +601,17 @@ def build(
     lora: str | Path | None = None,
     precision: str = "bf16",
     fuse: bool | None = None,
+    overlap: bool = True,
+    vae_precision: str = "exact",
+    attention: str = "auto",
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
-    the transformer's linears, see pipeline.presets.at_precision. Raises ValueError, with what would be right, for a
-    name that does not exist.
+    the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision;
+    `fuse`, `overlap` and `attention` are those of Engine. Raises ValueError, with what would be right, for a name that
+    does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
@@ -588,9 +620,11 @@ def build(
     if picture is not None:
         read_image(picture, found.height, found.width)
     loaded = load_parts(found, weights, place, parts, lora)
+    loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
-        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse
-    )
+        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
+        overlap=overlap, attention=attention,
+    )  # fmt: skip
     largest = "turns" if schedule == "turns" else "batch"
 
     def rehearse(frames: int) -> None:
@@ -598,6 +632,12 @@ def build(
 
     frames = choose_context(found, context, slots, place, loaded.transformer.dtype, rehearse)
     return engine(schedule=schedule, context=frames)
+
+
+def _decode_stream(device: torch.device, overlap: bool) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device) if overlap else torch.cuda.current_stream(device)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from kernels import fused
-from kernels.attention import attention
+from kernels.attention import Choice, attention
 from pipeline.transformer import rope_angles, time_frequencies
 
 POSITIONS = 1024
@@ -83,7 +83,7 @@ class KVCache:
         head_width: int,
         dtype: torch.dtype,
         device: torch.device | str,
-        backend: str = "auto",
+        backend: str | Choice = "auto",
         positions: int = POSITIONS,
     ):
         """`backend` is that of kernels.attention; `positions` is where the sink begins to follow the stream.

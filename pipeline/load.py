@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,11 @@ from pipeline.text_encoder import EncodedPrompt, PromptCache, UMT5Encoder, load_
 from pipeline.tiny.load import TinyWorld, load_tiny, make_tiny
 from pipeline.tiny.text import TinyTextEncoder
 from pipeline.transformer import LayerNorm, RMSNorm, Transformer
-from pipeline.vae import StreamingDecoder, StreamingEncoder, WanVAE
+from pipeline.vae import VAE, WanVAE
 
 RANDOM = "random"
 RANDOM_ROWS = 16
 RANDOM_SCALE = 0.02
-
-
-class VAE(Protocol):
-    """Weights of a VAE, and what keeps one stream's state."""
-
-    dtype: torch.dtype
-
-    def decoder(self) -> StreamingDecoder: ...
-    def encoder(self) -> StreamingEncoder: ...
 
 
 class Parts(NamedTuple):

@@ -4,6 +4,7 @@ It has a file of its own for its size, not an interface: it works on the engine'
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -114,15 +115,11 @@ class Revival:
         self._engine._cache.advance([slot.index], data.chunk * self._preset.chunk)
 
     def _restore_decoder(self, slot: Slot) -> None:
-        count, stream = slot.history.count, self._engine._decode_stream
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream(self._engine._device))
-        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-            for chunk in range(max(0, count - self._decoder_chunks), count):
-                latents = slot.history.made(chunk).latents
-                if stream is not None:
-                    latents.record_stream(stream)
-                self._engine._decoders[slot.index].decode(latents)
+        count = slot.history.count
+        made = [slot.history.made(chunk).latents for chunk in range(max(0, count - self._decoder_chunks), count)]
+        with self._engine._on_decode_stream(*made):
+            for part in itertools.chain.from_iterable(latents.split(1, dim=1) for latents in made):  # as in a chunk
+                self._engine._decoders[slot.index].decode(part)
 
     @property
     def _decoder_chunks(self) -> int:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import fused
-from kernels.attention import attention
+from kernels.attention import Choice, attention
 from kernels.compiled import compiled
 from kernels.fused import PLAIN, Regions, Rows
 from kernels.linear import PRECISIONS, join, linear
@@ -189,10 +189,10 @@ class CrossAttention(Attention):
         """text: (B, R, C)."""
         return TextTerms(self.split(fused.rms_norm(self.k(text), self.norm_k.weight)), self.split(self.v(text)))
 
-    def forward(self, x: Rows, text: TextTerms, regions: Regions) -> Tensor:
+    def forward(self, x: Rows, text: TextTerms, regions: Regions, backend: str | Choice = "auto") -> Tensor:
         """x: (B, L, C). All rows are attended to, the padded ones too, as in training."""
         q = regions.query(self.q(x), self.norm_q.weight, self.heads)
-        return self.o(regions.as_rows(attention(q, text.k, text.v).flatten(2)))
+        return self.o(regions.as_rows(attention(q, text.k, text.v, backend).flatten(2)))
 
 
 class Block(nn.Module):
@@ -225,12 +225,13 @@ class Block(nn.Module):
         camera: CameraTerms | None,
         memory: Memory,
         regions: Regions,
+        backend: str | Choice = "auto",
     ) -> Tensor:
         """x: (B, L, C); e0: (B, 6, C) float32."""
         terms, norm3 = self.modulation.float() + e0, self.norm3
         update = self.self_attn(regions.enter(x, terms), layer, memory, regions)
         x, seen = regions.after_attention(x, update, terms, camera, norm3.weight, norm3.bias)
-        x, seen = regions.after_text(x, self.cross_attn(seen, text, regions), terms)
+        x, seen = regions.after_text(x, self.cross_attn(seen, text, regions, backend), terms)
         return regions.leave(x, self.ffn[2](regions.activate(self.ffn[0](seen))), terms)
 
 
@@ -267,6 +268,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
         self.regions = PLAIN
+        self.backend: str | Choice = "auto"  # of the attention to the text, see kernels.attention
 
     @property
     def dtype(self) -> torch.dtype:
@@ -332,7 +334,7 @@ class Transformer(nn.Module):
         x = F.linear(_patches(latent.to(self.dtype)), embed.weight.flatten(1), embed.bias).to(self.dtype)
         for layer, block in enumerate(self.blocks):
             held = None if camera is None else camera[layer]
-            x = block(x, layer, time.e0, text[layer], held, memory, self.regions)
+            x = block(x, layer, time.e0, text[layer], held, memory, self.regions, self.backend)
         return _unpatchify(self.head(x, time.e), frames, h // PATCH, w // PATCH)
 
 

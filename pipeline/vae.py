@@ -67,6 +67,15 @@ class StillEncoder(Protocol):
         """
 
 
+class VAE(Protocol):
+    """Weights, and what keeps one stream's state."""
+
+    dtype: torch.dtype
+
+    def decoder(self) -> StreamingDecoder: ...
+    def encoder(self) -> StreamingEncoder | StillEncoder: ...
+
+
 @dataclass(frozen=True)
 class WanVAEConfig:
     """Raises ValueError where the values do not fit together.
@@ -226,9 +235,15 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         if self.time_conv is not None and not state.fresh:
-            pairs = self.time_conv(x, state).unflatten(1, (2, -1))  # (1, 2, C, N, H, W)
-            x = pairs.movedim(1, 3).flatten(2, 3)
+            x = _in_turns(self.time_conv(x, state))
         return _as_video(self.resample(_as_pictures(x)), len(x))
+
+
+def _in_turns(pairs: Tensor) -> Tensor:
+    """(1, 2C, N, H, W), two frames' channels, to (1, C, 2N, H, W), in the layout that it came in."""
+    if pairs.is_contiguous():
+        return pairs.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
+    return pairs.movedim(1, -1).unflatten(-1, (2, -1)).movedim(-2, 2).flatten(1, 2).movedim(-1, 1)
 
 
 def _as_pictures(x: Tensor) -> Tensor:

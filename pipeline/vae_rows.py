@@ -279,10 +279,10 @@ class RowDecoder:
         for number, block in enumerate(self._blocks[stage]):
             steps += self._residual(stage, block, str(number), count, last=number == 2)
         if not self._fresh:
-            up, rings, pairs = self._ups[stage], self._rings[stage], list(range(2 * count))
+            up, rings, pairs = self._ups[stage], self._rings_of(stage), list(range(2 * count))
             steps.append(
                 self._convolve(
-                    self._ring_arenas[stage], lambda: rings.read("time"), up.time_conv, count,
+                    self._ring_arenas[stage], lambda: rings().read("time"), up.time_conv, count,
                     kept=(self._paired[stage], lambda: pairs), interleaved=True,
                 )
             )  # fmt: skip

@@ -89,6 +89,18 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
         "(default: bf16)",
     )
+    parser.add_argument(
+        "--vae-precision",
+        choices=["exact", "bf16", "fp16", "rows"],
+        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
+        "(default: exact)",
+    )
+    parser.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="one kernel for all attention, such as cudnn, for the same bits in every process; `chunkcast doctor` "
+        "lists them (default: for each shape the quickest, as timed on a GPU)",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
 
@@ -336,7 +348,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision")  # fmt: skip
+             "precision", "vae_precision", "attention")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -457,6 +469,7 @@ def _profile(options: argparse.Namespace) -> int:
     with tqdm(total=options.chunks, unit=" chunks") as bar:
         found = profile_engine(engine, options.slots, options.chunks, trace, bar.update)
     found |= {"preset": options.preset, "sessions": options.slots, "schedule": world.schedule}
+    found |= {"attention": engine.attention.report()}
     facts.write_text(json.dumps(found, indent=1) + "\n")
     text = render(found)
     facts.with_suffix("").with_suffix(".txt").write_text(text)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kernels.attention import attention, available_backends
+from kernels import attention as module
+from kernels.attention import Choice, Shape, attention, available_backends
 
 
 def plain(q, k, v):
@@ -31,10 +32,80 @@ def test_an_unknown_backend_is_refused_with_the_names_that_exist():
         attention(*tensors(), backend="flash9")
 
 
-@pytest.mark.parametrize("backend", ["flash4", "flash2", "cudnn"])
+@pytest.mark.parametrize("backend", ["flash4", "flash3", "flash2", "cudnn", "torch-flash"])
 def test_a_gpu_backend_says_why_it_does_not_take_cpu_tensors(backend):
     with pytest.raises(ValueError, match=f"'{backend}' cannot run: "):
         attention(*tensors(), backend=backend)
+
+
+class OnGPU:
+    """What a Choice sees of a tensor on a GPU."""
+
+    is_cuda, dtype = True, torch.bfloat16
+
+    def __init__(self, tokens, slots=1):
+        self.shape = (slots, tokens, 40, 128)
+
+
+def timed_as(monkeypatch, times):
+    """Each shape that is timed from now on, with these milliseconds by backend, a dict for a number of keys."""
+    asked = []
+    monkeypatch.setattr(module, "_timed", lambda q, k, v: (asked.append(k.shape[1]), times(k.shape[1]))[1])
+    monkeypatch.setattr(module, "_missing", lambda name: None)
+    return asked
+
+
+def of(choice, keys, slots=1):
+    return choice.of(OnGPU(100, slots), OnGPU(keys, slots), OnGPU(keys, slots))
+
+
+def test_the_quickest_backend_of_each_shape_is_taken_and_each_is_timed_once(monkeypatch):
+    asked = timed_as(monkeypatch, lambda keys: {"cudnn": 2.0, "flash4": 1.0 if keys > 500 else 3.0})
+    choice = Choice()
+    with choice.learning():
+        assert [of(choice, keys) for keys in (100, 1000, 100, 1000)] == ["cudnn", "flash4", "cudnn", "flash4"]
+    assert asked == [100, 1000]
+    assert [(row["keys"], row["taken"]) for row in choice.report()] == [(100, "cudnn"), (1000, "flash4")]
+
+
+def test_lengths_near_one_that_was_timed_take_its_backend_and_nothing_is_timed_after_the_warm_up(monkeypatch):
+    asked = timed_as(monkeypatch, lambda keys: {"cudnn": 1.0} if keys < 300 else {"efficient": 1.0})
+    choice = Choice()
+    with choice.learning():
+        assert [of(choice, keys) for keys in (100, 120, 400)] == ["cudnn", "cudnn", "efficient"]
+    assert [of(choice, keys) for keys in (10, 190, 210, 9999)] == ["cudnn", "cudnn", "efficient", "efficient"]
+    assert of(choice, 100, slots=2) == "flash4" and asked == [100, 400]  # two slots were never met: as by reputation
+
+
+def test_a_forced_backend_is_taken_whatever_would_be_quicker(monkeypatch):
+    asked = timed_as(monkeypatch, lambda keys: {"flash4": 1.0})
+    choice = Choice("cudnn")
+    with choice.learning():
+        assert of(choice, 100) == "cudnn"
+    assert not asked
+
+
+def test_on_a_cpu_nothing_is_timed_and_the_bits_stay_as_they_are():
+    choice, (q, k, v) = Choice(), tensors()
+    with choice.learning():
+        assert torch.equal(attention(q, k, v, choice), attention(q, k, v))
+    assert choice.times == {} and choice.report() == []
+
+
+def test_a_choice_that_cannot_be_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="no attention backend 'flash9'; there are auto, flash4"):
+        Choice("flash9")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_choice_times_what_is_there_and_leaves_out_what_fails():
+    q, k, v = (tensor.to("cuda", torch.bfloat16) for tensor in tensors(width=64))
+    choice = Choice()
+    with choice.learning():
+        attention(q, k, v, choice)
+    ((shape, times),) = choice.times.items()
+    assert shape == Shape(2, 5, 11, 3, 64, torch.bfloat16) and times["sdpa"] > 0
 
 
 @pytest.mark.gpu

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
-from benchmarks import keeping, load, machine, throughput
+from benchmarks import attention, growth, keeping, load, machine, throughput
+from pipeline.presets import find_preset
 
 
 @pytest.mark.slow
@@ -21,12 +22,53 @@ def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
 
 def test_closeness_is_none_of_a_clip_to_itself_and_grows_with_the_error():
     latents, frames = np.ones((2, 3), np.float32), np.full((4, 1, 1, 3), 100, np.uint8)
-    clip = throughput.Clip(0.0, 0.0, latents, frames)
+    clip = throughput.Clip(0.0, 0.0, 0.0, latents, frames)
     assert throughput.closeness(clip, clip) == {
         "latent_error_first": 0, "latent_error": 0, "psnr_first": 88.1, "psnr": 88.1,
     }  # fmt: skip
     off = throughput.closeness(clip._replace(latents=1.1 * latents, frames=frames + 1), clip)
     assert off["latent_error"] == 0.1 and off["psnr"] == 48.1
+
+
+def test_a_way_is_read_from_words_and_says_what_is_not_as_it_comes():
+    way = throughput.Way.parse("precision=fp8 schedule=turns vae=rows overlap=no eager=yes")
+    assert way == throughput.Way("fp8", True, "turns", "rows", False, "auto")
+    assert str(way) == "fp8 eager, turns, vae rows, no overlap" and str(throughput.Way()) == "bf16, auto"
+    with pytest.raises(ValueError, match="no speed in a way; there are precision, eager"):
+        throughput.Way.parse("speed=high")
+
+
+def test_what_cannot_run_here_is_a_row_of_the_table_and_the_others_are_measured(capsys):
+    ways = ["--way", "schedule=turns vae=bf16", "--way", "schedule=turns"]
+    assert throughput.main(["--slots", "1", "--chunks", "2", "--frames", "5", *ways]) == 0
+    failed, run = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert "always exact" in failed["failed"] and run["seconds_a_chunk"] > 0
+
+
+def test_growth_measures_each_point_beside_its_floor(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "LIVE", (1,))
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra bench")
+    assert growth.main(["--chunks", "1", "--lines", "live", "--plot", str(tmp_path / "growth.png")]) == 0
+    *_, line, last = capsys.readouterr().out.splitlines()
+    (point,) = json.loads(last)["points"]
+    assert point["at"] == "1 in turns" and 0 < point["floor_seconds"] < point["seconds_a_chunk"]
+    assert line.endswith("1.00 times (1.00)") and (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_growth_looks_at_windows_viewers_and_sizes_that_a_preset_can_have():
+    found = list(growth.points(find_preset("lingbot-world-v2-1.3b"), ["window", "live", "size"]))
+    assert [point.preset.window for point in found if point.line == "window"] == [18, 36, 72]
+    assert [point.at for point in found if point.line == "size"] == ["416x240", "832x480", "1248x720"]
+    assert [(point.live, point.schedule) for point in found if point.line == "live"] == [
+        (1, "turns"), (2, "turns"), (3, "turns"), (2, "batch"), (3, "batch"),
+    ]  # fmt: skip
+
+
+def test_attention_is_measured_by_length_up_to_the_window(capsys):
+    assert attention.main(["--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["keys"] for row in result["rows"]] == [60 * chunks for chunks in (1, 2, 4, 8)] + [4]
+    assert all(row["taken"] == "sdpa" and row["backends"]["sdpa"]["tflops"] > 0 for row in result["rows"])
 
 
 def test_a_result_names_its_commit_and_machine():

@@ -96,7 +96,7 @@ def test_another_presets_weights_do_not_fit(written):
 
 @pytest.mark.parametrize(
     ("gigabytes", "one", "two"),
-    [(16, doctor.BAD, doctor.LACK), (40, doctor.OK, doctor.LACK), (141, doctor.OK, doctor.OK)],
+    [(16, doctor.BAD, doctor.LACK), (32, doctor.OK, doctor.LACK), (141, doctor.OK, doctor.OK)],
 )
 def test_it_says_what_fits_the_gpu(monkeypatch, gigabytes, one, two):
     monkeypatch.setattr(doctor, "gpu_bytes", lambda: gigabytes * 10**9)

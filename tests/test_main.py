@@ -256,5 +256,7 @@ def test_the_engine_is_built_with_what_the_command_line_says():
     options = _parser().parse_args(["generate", "--prompt", "a", "--context", "30", "-o", "a.mp4"])
     assert engine_options(options)["context"] == 30
     assert engine_options(_parser().parse_args(["serve", "--precision", "fp8"]))["precision"] == "fp8"
+    assert engine_options(_parser().parse_args(["serve", "--vae-precision", "rows"]))["vae_precision"] == "rows"
+    assert engine_options(_parser().parse_args(["serve", "--attention", "cudnn"]))["attention"] == "cudnn"
     more = ["generate", "--prompt", "a", "-o", "a.mp4", "--parts", "org/wan", "--lora", "b.pt"]
     assert {"parts": "org/wan", "lora": "b.pt"}.items() <= engine_options(_parser().parse_args(more)).items()
