@@ -5,6 +5,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Done:
     def frames(self) -> int:
         return len(self.chunk.frames)
 
-    def result(self) -> Chunk:
-        return self.chunk
+    def parts(self) -> Iterator[Chunk]:
+        yield self.chunk
 
 
 class Engine:

@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,8 +26,8 @@ class Engine(Protocol):
 
 
 class Runs:
-    """Whose session has which name in the engine, and what the engine is told of it. `lead` is in chunks, `clock` in
-    seconds; there is a `world` from the moment at which an engine was ready.
+    """Whose session has which name in the engine, and what the engine is told of it. `lead` and `clock` are in seconds;
+    there is a `world` from the moment at which an engine was ready.
     """
 
     def __init__(self, engine: Engine, lead: float, clock: Callable[[], float]) -> None:
@@ -77,10 +78,21 @@ class Runs:
     # What it may make and must obey.
 
     def grant(self, viewer: Viewer) -> None:
-        """Let the engine go as far as the lead allows; while paused it goes no further."""
-        if not viewer.paused:
-            viewer.granted = viewer.next_frame + self._lead_frames
-            self._engine.send(worker.Grant(viewer.session.engine_name, viewer.granted))
+        """Let the engine go as far as the lead allows, and say when frames leave; while paused it goes no further.
+
+        A chunk may take as long as one plays, and should be there `lead` before its time. The first one waits for its
+        viewer, and the next one with it: it could not know what is pressed.
+        """
+        if viewer.paused:
+            return
+        name, pacer = viewer.session.engine_name, viewer.pacer
+        if pacer is None or not pacer.has_begun:
+            viewer.granted = viewer.next_frame + self._next_frames(viewer)
+            self._engine.send(worker.Grant(name, viewer.granted))
+            return
+        ahead = self._next_frames(viewer) + math.ceil(self._lead / pacer.period)
+        viewer.granted = viewer.next_frame + ahead
+        self._engine.send(worker.Grant(name, viewer.granted, pacer.due_after(ahead), pacer.late_seconds))
 
     def steer(self, viewer: Viewer, control: Control) -> None:
         """Tell the engine what the next chunk must obey."""
@@ -108,10 +120,10 @@ class Runs:
         if viewer.pacer is not None:
             viewer.pacer.flush()
 
-    @property
-    def _lead_frames(self) -> int:
+    def _next_frames(self, viewer: Viewer) -> int:
+        """How many frames the chunk has that begins next; the first of all may have fewer."""
         assert self.world is not None, "no world yet"
-        return max(1, round(self._lead * self.world.chunk_frames))
+        return self.world.chunk_frames if viewer.next_frame else self.world.first_chunk_frames
 
     def chunk_from(self, frame: int) -> int:
         """The first chunk that begins at `frame` or later."""
@@ -123,7 +135,7 @@ class Runs:
         assert self.world is not None, "no world yet"
         # Two chunks beyond the lead: only an engine that disregards its credit can fill that.
         longest = max(self.world.chunk_frames, self.world.first_chunk_frames)
-        return Pacer(self.world.fps, round(self._lead * self.world.chunk_frames) + 2 * longest, self._clock)
+        return Pacer(self.world.fps, 3 * longest + math.ceil(self._lead * self.world.fps), self._clock)
 
     # What it was.
 

@@ -30,6 +30,7 @@ from stream.hub import Hub
 from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
 from stream.prompts import Prompts
+from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, State
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
@@ -100,7 +101,7 @@ class Service:
         self,
         factory: str,
         options: Mapping[str, Any],
-        lead: float = 1.0,
+        lead: float = LEAD_SECONDS,
         media: Media | None = None,
         allowed_origins: tuple[str, ...] = (),
         on_ready: Callable[[worker.Ready], None] = lambda ready: None,
@@ -113,7 +114,7 @@ class Service:
     ) -> None:
         self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
-        self._engine = worker.Worker(factory, options, self._from_thread)
+        self._engine = worker.Worker(factory, options, self._from_thread, lead=lead)
         self._media, self.allowed_origins = media or Media(), allowed_origins
         self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
         self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)

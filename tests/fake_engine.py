@@ -21,12 +21,13 @@ class Ready:
     def __init__(self, chunk: Chunk):
         self.session, self.frames, self._chunk = chunk.session, len(chunk.frames), chunk
 
-    def result(self):
+    def parts(self):
         if "spoil" in self._chunk.scene:
-            return Ended(self.session, "the paint has run")
+            yield Ended(self.session, "the paint has run")
+            return
         if "burst" in self._chunk.scene:
             raise RuntimeError("out of canvas")
-        return self._chunk
+        yield self._chunk
 
 
 class FakeEngine:
