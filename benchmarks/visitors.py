@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, r
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 60
+NEWEST = 256
+"""Frames of which a receiver knows when they came."""
 
 
 @contextlib.contextmanager
@@ -93,6 +96,7 @@ class Receiver:
         rtcrtpreceiver.decoder_worker = _decode_nothing
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.at: list[float] = []
+        self._newest: OrderedDict[int, float] = OrderedDict()
         self._came, self._location = asyncio.Event(), ""
 
     async def fetch(self, http: httpx.AsyncClient, query: str, token: str | None = None) -> bool:
@@ -113,6 +117,9 @@ class Receiver:
         await self._handle(packet, arrival_time_ms)
         if packet.marker:  # the last one of a frame
             self.at.append(time.monotonic())
+            self._newest[packet.timestamp] = self.at[-1]
+            if len(self._newest) > NEWEST:
+                self._newest.popitem(last=False)
             self._came.set()
 
     async def frames_there(self, count: int, seconds: float = 15.0) -> None:
@@ -121,6 +128,15 @@ class Receiver:
             while len(self.at) < count:
                 self._came.clear()
                 await self._came.wait()
+
+    async def when(self, rtp: int, seconds: float = 2.0) -> float | None:
+        """When the frame with this RTP timestamp was complete; None where it is not in time, or too long ago."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while rtp not in self._newest:
+                    self._came.clear()
+                    await self._came.wait()
+        return self._newest.get(rtp)
 
     async def close(self, http: httpx.AsyncClient) -> None:
         """Say that we leave, and close."""

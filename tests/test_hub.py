@@ -459,6 +459,18 @@ def test_a_death_is_forgiven_after_a_minute(hub, clock):
 # Pause and rewind.
 
 
+def test_a_chunk_in_parts_counts_once_and_can_be_seen_from_its_first_part_on(hub):
+    page = Page(hub)
+    whole = chunk(page.run)
+    hub.happen(replace(whole, frames=whole.frames[:2], more=True, seconds={}))
+    watch(page, 1)
+    assert page.viewer.made == 0 and page.viewer.next_frame == 1
+    hub.happen(replace(whole, frames=whole.frames[2:], first_frame=2))
+    watch(page, 3)
+    assert page.viewer.made == 1 and page.viewer.next_frame == 4
+    assert "chunkcast_chunks_total 1.0" in hub.metrics.text().decode()
+
+
 def test_a_paused_world_gets_no_credit_and_says_with_which_chunk_it_stops(hub, engine, clock):
     page = Page(hub)
     hub.happen(chunk(page.run))

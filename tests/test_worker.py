@@ -4,6 +4,7 @@ import mmap
 import os
 import queue
 import signal
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,47 @@ def test_the_engines_frames_arrive_as_they_were_drawn_and_no_more_than_were_gran
     third = one.next(Chunk)
     assert third.sequence == 7
     assert np.array_equal(third.frames[0, 0, 100], (40, 40, 200))
+
+
+def test_what_is_pressed_just_before_a_chunk_must_begin_is_in_it(harness):
+    one = harness(seconds=0.1)
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    leaves = time.monotonic() + 0.8
+    one.worker.send(Grant("a", 8, leaves + 4 / 16))
+    time.sleep(0.6)
+    one.worker.send(Steer("a", Control(7, frozenset("l"))))
+    chunk = one.next(Chunk)
+    assert chunk.sequence == 7 and -0.2 < time.monotonic() - leaves < 0.1
+
+
+def test_chunks_that_turn_out_slower_begin_earlier_and_are_there_in_time(harness):
+    one = harness(seconds=0.1)  # it says that a chunk takes 10 ms
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    late, leaves = [], time.monotonic() + 0.25
+    for number in range(1, 15):
+        one.worker.send(Grant("a", 4 + 4 * number, leaves + 4 / 16, sum(max(0.0, each) for each in late)))
+        one.next(Chunk)
+        late.append(time.monotonic() - leaves)
+        leaves = max(leaves, time.monotonic()) + 0.25
+    assert late[0] > 0.03 and -0.15 < statistics.median(late[-7:]) < 0.02, late
+
+
+def test_the_first_frames_of_a_chunk_are_there_before_its_last_are(harness):
+    one = harness(part_seconds=0.3)
+    one.next(Ready)
+    one.open("a", "red")
+    first, at = one.next(Chunk), time.monotonic()
+    last = one.next(Chunk)
+    assert time.monotonic() - at > 0.2
+    assert [(part.index, part.first_frame, len(part.frames), part.more) for part in (first, last)] == [
+        (0, 0, 2, True), (0, 2, 2, False),
+    ]  # fmt: skip
+    one.worker.send(Grant("a", 8))
+    assert [one.next(Chunk).first_frame for _ in range(2)] == [4, 6]
 
 
 def test_a_refused_or_ended_session_leaves_the_others_alone(harness):
