@@ -26,9 +26,10 @@ NEWEST = 256
 
 
 @contextlib.contextmanager
-def served(command: list[str]) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A server's process, `python -m ...`, that is ready: its address, and the process."""
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def served(command: list[str], **options: Any) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server's process, `python -m ...`, that is ready: its address, and the process. `options` are Popen's."""
+    whole = [sys.executable, "-m", *command]
+    process = subprocess.Popen(whole, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
     try:
         assert process.stdout is not None, "its output is read"
         for line in process.stdout:
@@ -62,9 +63,9 @@ class Page:
         """Send a message."""
         await self._socket.send(json.dumps(message))
 
-    async def welcome(self) -> "Page":
-        """Say hello, and be welcome."""
-        await self.say(type="hello", version=1, prompt="a meadow", seed=7)
+    async def welcome(self, **hello: Any) -> "Page":
+        """Say hello, and be welcome. `hello` is what is not as usual in it."""
+        await self.say(**{"type": "hello", "version": 1, "prompt": "a meadow", "seed": 7, **hello})
         self.token = (await self.hear("welcome"))["token"]
         return self
 
@@ -76,10 +77,10 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def page_of(address: str) -> AsyncIterator[Page]:
-    """A page that is welcome, and leaves at the end."""
+async def page_of(address: str, **hello: Any) -> AsyncIterator[Page]:
+    """A page that is welcome, and closes at the end."""
     async with websockets.connect(address.replace("http", "ws", 1) + "/ws", compression=None) as socket:
-        yield await Page(socket).welcome()
+        yield await Page(socket).welcome(**hello)
 
 
 def _decode_nothing(loop: asyncio.AbstractEventLoop, frames: Any, *others: Any) -> None:
