@@ -122,7 +122,8 @@ class Revival:
                 latents = slot.history.made(chunk).latents
                 if stream is not None:
                     latents.record_stream(stream)
-                self._engine._decoders[slot.index].decode(latents)
+                for frame in latents.split(1, dim=1):  # as in the stream, for the bits depend on the shape
+                    self._engine._decoders[slot.index].decode(frame)
 
     @property
     def _decoder_chunks(self) -> int:

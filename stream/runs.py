@@ -11,6 +11,7 @@ from typing import Protocol
 from pipeline.chunk import Control, World
 from stream import worker
 from stream.pacer import Pacer
+from stream.schedule import grant_of
 from stream.viewer import Viewer
 
 KEEP_SECONDS = 3.0
@@ -78,21 +79,13 @@ class Runs:
     # What it may make and must obey.
 
     def grant(self, viewer: Viewer) -> None:
-        """Let the engine go as far as the lead allows, and say when frames leave; while paused it goes no further.
-
-        A chunk may take as long as one plays, and should be there `lead` before its time. The first one waits for its
-        viewer, and the next one with it: it could not know what is pressed.
-        """
+        """Let the engine go as far as the lead allows, and say when frames leave; while paused it goes no further."""
         if viewer.paused:
             return
-        name, pacer = viewer.session.engine_name, viewer.pacer
-        if pacer is None or not pacer.has_begun:
-            viewer.granted = viewer.next_frame + self._next_frames(viewer)
-            self._engine.send(worker.Grant(name, viewer.granted))
-            return
-        ahead = self._next_frames(viewer) + math.ceil(self._lead / pacer.period)
-        viewer.granted = viewer.next_frame + ahead
-        self._engine.send(worker.Grant(name, viewer.granted, pacer.due_after(ahead), pacer.late_seconds))
+        assert self.world is not None, "no world yet"
+        grant = grant_of(viewer.session.engine_name, viewer.next_frame, viewer.pacer, self.world, self._lead)
+        viewer.granted = grant.frame
+        self._engine.send(grant)
 
     def steer(self, viewer: Viewer, control: Control) -> None:
         """Tell the engine what the next chunk must obey."""
@@ -119,11 +112,6 @@ class Runs:
         viewer.made, viewer.kept_made = chunk, chunk
         if viewer.pacer is not None:
             viewer.pacer.flush()
-
-    def _next_frames(self, viewer: Viewer) -> int:
-        """How many frames the chunk has that begins next; the first of all may have fewer."""
-        assert self.world is not None, "no world yet"
-        return self.world.chunk_frames if viewer.next_frame else self.world.first_chunk_frames
 
     def chunk_from(self, frame: int) -> int:
         """The first chunk that begins at `frame` or later."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.chunk import World
+from stream.orders import Grant
+from stream.pacer import Pacer
 
 LEAD_SECONDS = 0.02
 """So long before its time a chunk should be there, where nothing else is asked for."""
@@ -36,6 +38,19 @@ as so many, so that one slow chunk at the beginning says little."""
 def first_frame(world: World, chunk: int) -> int:
     """The session's video frame with which `chunk` begins, both counted from 0."""
     return world.first_chunk_frames + (chunk - 1) * world.chunk_frames if chunk else 0
+
+
+def grant_of(session: str, next_frame: int, pacer: Pacer | None, world: World, lead: float) -> Grant:
+    """How far a session may be made whose frame `next_frame` leaves `pacer` next.
+
+    A chunk may take as long as one plays, and should be there `lead` seconds before its time. The first one waits for
+    its viewer, and the next one with it: it could not know what is pressed.
+    """
+    frames = world.chunk_frames if next_frame else world.first_chunk_frames  # the first chunk may have fewer
+    if pacer is None or not pacer.has_begun:
+        return Grant(session, next_frame + frames)
+    ahead = frames + math.ceil(lead / pacer.period)
+    return Grant(session, next_frame + ahead, pacer.due_after(ahead), pacer.late_seconds)
 
 
 class Durations:

@@ -39,9 +39,8 @@ from stream.orders import (
     Steer,
     Word,
 )
-from stream.prompts import Prompts
+from stream.prompts import Prompts, prompts_of
 from stream.schedule import Plan, Step, first_frame
-from stream.session import prompts_of
 
 log = logging.getLogger(__name__)
 

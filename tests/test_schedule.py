@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.chunk import Chunk, World
 from stream.pacer import Pacer
-from stream.schedule import CALM_SECONDS, MOST_GROWTH, Durations, Margin, Plan, first_frame
+from stream.schedule import CALM_SECONDS, MOST_GROWTH, Durations, Margin, Plan, first_frame, grant_of
 
 LEAD = 0.02
 
@@ -238,10 +238,7 @@ class Viewer:
             self.grant()
 
     def grant(self):
-        if not self.pacer.has_begun:
-            self.plan.grant(self.name, self.next_frame + 4)
-            return
-        self.plan.grant(self.name, self.next_frame + 5, self.pacer.due_after(5), self.pacer.late_seconds)
+        self.plan.grant(*grant_of(self.name, self.next_frame, self.pacer, world(), LEAD))
 
     def put(self, first, early):
         self.early.append(early)
