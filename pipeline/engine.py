@@ -90,6 +90,8 @@ class Engine:
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
         # Before the context pass, which runs at the same time and which no one waits for.
         self._decode_stream = torch.cuda.Stream(self._device, priority=-1) if self._device.type == "cuda" else None
+        # On a GPU pictures leave as they are decoded; on a CPU begin() waits for all: nothing would come sooner.
+        self.decoded_at_once = 1 if self._decode_stream is not None else preset.chunk
         self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
@@ -347,7 +349,7 @@ class Engine:
         return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
     def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[tuple[Frames, ...]]:
-        """Each slot's pictures, a latent frame at a time, so that the first of them can be shown before the last."""
+        """Each slot's pictures in parts, so that the first of them can be shown before the last."""
         if self._decode_stream is None:
             return self._decode_slots(slots, latents)
         self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -356,15 +358,15 @@ class Engine:
             return self._decode_slots(slots, latents)
 
     def _decode_slots(self, slots: Sequence[Slot], latents: Tensor) -> list[tuple[Frames, ...]]:
-        """By turns: no slot's first pictures wait for the last ones of another."""
+        """In turns: no slot's first pictures wait for the last ones of another."""
         decoding = [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
         return list(zip(*zip(*decoding, strict=True), strict=True))
 
     def _decode_slot(self, slot: Slot, latent: Tensor) -> Iterator[Frames]:
-        """The pictures of each of a chunk's latent frames (C, T, h, w)."""
+        """The pictures of a chunk (C, T, h, w), part by part."""
         finite = torch.isfinite(latent).all()
-        for frame in latent.split(1, dim=1):
-            yield self._pictures(self._decoders[slot.index].decode(frame), finite)
+        for part in latent.split(self.decoded_at_once, dim=1):
+            yield self._pictures(self._decoders[slot.index].decode(part), finite)
 
     def _pictures(self, video: Tensor, finite: Tensor) -> Frames:
         """video: (3, N, H, W) in [-1, 1]."""

@@ -15,8 +15,8 @@ from pipeline.chunk import Chunk, Ended
 
 
 class Frames(NamedTuple):
-    """The pictures of one latent frame (N, H, W, 3) uint8, and whether all latents of its chunk were finite; on the
-    host once `arrived`."""
+    """The pictures (N, H, W, 3) uint8 of a part of a chunk, and whether all its latents were finite; on the host once
+    `arrived`."""
 
     pixels: Tensor
     finite: Tensor
@@ -30,7 +30,7 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PendingChunk:
-    """A chunk in the making: `chunk` is what is known without waiting, `made` its pictures a latent frame at a time."""
+    """A chunk in the making: `chunk` is what is known without waiting, `made` its pictures in parts."""
 
     chunk: Chunk
     made: tuple[Frames, ...]
@@ -46,7 +46,7 @@ class PendingChunk:
         return sum(len(each.pixels) for each in self.made)
 
     def parts(self) -> Iterator[Chunk | Ended]:
-        """The chunk a latent frame at a time, each as soon as it is decoded; Ended where its latents are not finite.
+        """The chunk in parts, each as soon as it is decoded; Ended where its latents are not finite.
 
         Waits for the device; any thread may.
         """

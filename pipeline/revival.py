@@ -122,8 +122,9 @@ class Revival:
                 latents = slot.history.made(chunk).latents
                 if stream is not None:
                     latents.record_stream(stream)
-                for frame in latents.split(1, dim=1):  # as in the stream, for the bits depend on the shape
-                    self._engine._decoders[slot.index].decode(frame)
+                # As in the stream, for the bits depend on the shape.
+                for part in latents.split(self._engine.decoded_at_once, dim=1):
+                    self._engine._decoders[slot.index].decode(part)
 
     @property
     def _decoder_chunks(self) -> int:

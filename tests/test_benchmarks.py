@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
-from benchmarks import keeping, lead, load, machine, soak, throughput
+from benchmarks import keeping, key_to_frame, lead, load, machine, soak, throughput
 
 
 @pytest.mark.slow
@@ -94,3 +94,14 @@ def test_the_lead_is_measured_from_the_key_to_the_frame(capsys, monkeypatch):
 def test_evenness_counts_a_picture_that_stands():
     found = lead.evenness([[0.0, 1 / 16, 2 / 16, 0.625]], 60.0)
     assert found["stood_a_minute"] == 1 and found["stood_seconds_a_minute"] == 0.438 and found["longest_gap_ms"] == 500
+
+
+def test_a_key_is_answered_after_half_a_chunk_and_its_making():
+    stage = key_to_frame.Stage("benchmarks.synthetic:build", {"slots": 2}, 0.02)
+    try:
+        stage.start()
+        found = stage.look(2, 3.0, None)
+    finally:
+        stage.worker.stop()
+    assert found["presses"] >= 12 and found["least_fps"] > 14
+    assert 60 < found["ready_ms"]["p50"] < 300 and found["ready_ms"]["p50"] < found["shown_ms"]["p50"] + 1
