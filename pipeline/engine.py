@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,10 +88,7 @@ class Engine:
         self._revival = Revival(self)
         # At most so many chunks of a past are written anew before each chunk for a new prompt, None for all at once.
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
-        # Before the context pass, which runs at the same time and which no one waits for.
-        self._decode_stream = torch.cuda.Stream(self._device, priority=-1) if self._device.type == "cuda" else None
-        # On a GPU pictures leave as they are decoded; on a CPU begin() waits for all: nothing would come sooner.
-        self.decoded_at_once = 1 if self._decode_stream is not None else preset.chunk
+        self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
@@ -348,30 +345,19 @@ class Engine:
         shape = self.preset.latent_shape
         return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
-    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[tuple[Frames, ...]]:
-        """Each slot's pictures in parts, so that the first of them can be shown before the last."""
+    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
         if self._decode_stream is None:
-            return self._decode_slots(slots, latents)
+            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
         self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
         latents.record_stream(self._decode_stream)
         with torch.cuda.stream(self._decode_stream):
-            return self._decode_slots(slots, latents)
+            return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
 
-    def _decode_slots(self, slots: Sequence[Slot], latents: Tensor) -> list[tuple[Frames, ...]]:
-        """In turns: no slot's first pictures wait for the last ones of another."""
-        decoding = [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
-        return list(zip(*zip(*decoding, strict=True), strict=True))
-
-    def _decode_slot(self, slot: Slot, latent: Tensor) -> Iterator[Frames]:
-        """The pictures of a chunk (C, T, h, w), part by part."""
-        finite = torch.isfinite(latent).all()
-        for part in latent.split(self.decoded_at_once, dim=1):
-            yield self._pictures(self._decoders[slot.index].decode(part), finite)
-
-    def _pictures(self, video: Tensor, finite: Tensor) -> Frames:
-        """video: (3, N, H, W) in [-1, 1]."""
+    def _decode_slot(self, slot: Slot, latent: Tensor) -> Frames:
+        video = self._decoders[slot.index].decode(latent)  # (3, N, H, W) in [-1, 1]
         # To the nearest whole number by cutting off: on a CPU every pass over the pictures counts.
         pixels = video.float().mul(127.5).add_(128).to(torch.uint8).movedim(0, -1).contiguous()
+        finite = torch.isfinite(latent).all()
         if self._decode_stream is None:
             return Frames(pixels, finite, None)
         copies = [
@@ -381,7 +367,7 @@ class Engine:
         arrived.record()
         return Frames(*copies, arrived)
 
-    def _emit(self, slot: Slot, frames: tuple[Frames, ...], watch: Stopwatch) -> PendingChunk:
+    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> PendingChunk:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
@@ -392,10 +378,9 @@ class Engine:
             unknown_words=slot.encoded.unknown_words,
             guessed_words=slot.encoded.guessed_words,
         )
-        pending = PendingChunk(chunk, frames, watch.seconds)
         slot.chunk += 1
-        slot.frame += pending.frames
-        return pending
+        slot.frame += len(frames.pixels)
+        return PendingChunk(chunk, len(frames.pixels), frames, watch.seconds)
 
     def _end(self, slot: Slot, reason: str) -> Ended:
         self.close(slot.spec.session)

@@ -122,9 +122,7 @@ class Revival:
                 latents = slot.history.made(chunk).latents
                 if stream is not None:
                     latents.record_stream(stream)
-                # As in the stream, for the bits depend on the shape.
-                for part in latents.split(self._engine.decoded_at_once, dim=1):
-                    self._engine._decoders[slot.index].decode(part)
+                self._engine._decoders[slot.index].decode(latents)
 
     @property
     def _decoder_chunks(self) -> int:

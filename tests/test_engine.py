@@ -209,24 +209,6 @@ def test_the_first_chunk_is_shorter_and_frames_are_counted_on():
     assert chunks[0].frames.dtype == np.uint8 and set(chunks[0].seconds) == {"prepare", "denoise", "decode", "total"}
 
 
-@pytest.mark.parametrize("schedule", ["turns", "batch"])
-def test_a_chunk_comes_in_parts_that_are_the_whole(schedule):
-    apart, whole = small_engine(schedule=schedule), small_engine(schedule=schedule)
-    for engine in (apart, whole):
-        engine.decoded_at_once = 1  # as on a GPU
-        engine.open(spec("a"))
-        engine.open(spec("b", seed=2))
-    for number in range(2):
-        for pending, chunk in zip(apart.begin(), whole.step(), strict=True):
-            parts = list(pending.parts())
-            assert pending.frames == len(chunk.frames) and not chunk.more
-            assert [len(part.frames) for part in parts] == ([4, 4] if number else [1, 4])
-            assert [part.first_frame - chunk.first_frame for part in parts] == [0, 4 if number else 1]
-            assert [part.more for part in parts] == [True, False] and parts[0].seconds == {}
-            assert {(part.session, part.index) for part in parts} == {(chunk.session, number)}
-            assert np.array_equal(np.concatenate([part.frames for part in parts]), chunk.frames)
-
-
 def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
     engine = small_engine()
     engine.open(spec("a"))
