@@ -209,6 +209,28 @@ def test_the_first_chunk_is_shorter_and_frames_are_counted_on():
     assert chunks[0].frames.dtype == np.uint8 and set(chunks[0].seconds) == {"prepare", "denoise", "decode", "total"}
 
 
+def test_a_chunks_pictures_come_a_latent_frame_at_a_time():
+    engine, whole = small_engine(), small_engine()
+    for each in (engine, whole):
+        each.open(spec("a"))
+    for parts in ((1, 4), (4, 4)):
+        (pending,), (chunk,) = engine.begin(), whole.step()
+        assert pending.parts == parts and pending.frames == sum(parts)
+        frames = [pending.part(number) for number in range(len(parts))]
+        assert [len(each) for each in frames] == list(parts)
+        assert np.array_equal(np.concatenate(frames), chunk.frames)
+        assert np.array_equal(pending.result().frames, chunk.frames)
+
+
+def test_no_part_of_a_broken_chunk_is_shown(monkeypatch):
+    engine = small_engine()
+    spoil(engine, monkeypatch, "sick", 0)
+    engine.open(spec("sick"))
+    (pending,) = engine.begin()
+    assert all(isinstance(pending.part(number), Ended) for number in range(2))
+    assert isinstance(pending.result(), Ended)
+
+
 def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
     engine = small_engine()
     engine.open(spec("a"))
