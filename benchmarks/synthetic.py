@@ -43,7 +43,7 @@ class Done:
     def frames(self) -> int:
         return len(self.chunk.frames)
 
-    def parts(self) -> Iterator[Chunk]:
+    def arriving(self) -> Iterator[Chunk]:
         yield self.chunk
 
 

@@ -227,8 +227,8 @@ class Pending(Protocol):
     @property
     def frames(self) -> int: ...
 
-    def parts(self) -> Iterator[Chunk | Ended]:
-        """The chunk's frames as they come, at least one part, the last one without `more`; or why it cannot be.
+    def arriving(self) -> Iterator[Chunk | Ended]:
+        """The chunk's frames as they come, at least one part, the last one without `more`; or at last why it cannot be.
 
         Waits for the device. Any thread may call.
         """

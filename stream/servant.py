@@ -321,7 +321,7 @@ class _Servant:
     def _send_chunk(self, begun: _Begun) -> None:
         """Its frames, as they come, and how long the first of them took."""
         session, is_first = begun.pending.session, True
-        for part in begun.pending.parts():
+        for part in begun.pending.arriving():
             is_last = isinstance(part, Ended) or not part.more
             if is_last:
                 # Before the server hears of it: whatever comes next is not this session's fault.

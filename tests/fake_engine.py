@@ -23,7 +23,7 @@ class Ready:
         self.session, self.frames, self._chunk = chunk.session, len(chunk.frames), chunk
         self._part_seconds = part_seconds
 
-    def parts(self):
+    def arriving(self):
         if "spoil" in self._chunk.scene:
             yield Ended(self.session, "the paint has run")
             return

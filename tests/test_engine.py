@@ -231,6 +231,23 @@ def test_no_part_of_a_broken_chunk_is_shown(monkeypatch):
     assert isinstance(pending.result(), Ended)
 
 
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+def test_a_chunk_arrives_in_parts_that_are_the_whole(schedule):
+    apart, whole = small_engine(schedule=schedule), small_engine(schedule=schedule)
+    for engine in (apart, whole):
+        engine.open(spec("a"))
+        engine.open(spec("b", seed=2))
+    for number in range(2):
+        for pending, chunk in zip(apart.begin(), whole.step(), strict=True):
+            parts = list(pending.arriving())
+            assert pending.frames == len(chunk.frames) and not chunk.more
+            assert [len(part.frames) for part in parts] == ([4, 4] if number else [1, 4])
+            assert [part.first_frame - chunk.first_frame for part in parts] == [0, 4 if number else 1]
+            assert [part.more for part in parts] == [True, False] and parts[0].seconds == {}
+            assert {(part.session, part.index) for part in parts} == {(chunk.session, number)}
+            assert np.array_equal(np.concatenate([part.frames for part in parts]), chunk.frames)
+
+
 def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
     engine = small_engine()
     engine.open(spec("a"))
