@@ -296,9 +296,7 @@ class Engine:
     def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
         for row, slot in enumerate(slots):
             slot.owed = Owed(batch.row(row), latents[row : row + 1])
-            # A copy where others made theirs along with it, whose latents would live as long.
-            own = latents[row].clone() if len(slots) > 1 else latents[row]
-            slot.history.keep(Made(own, slot.steering.walked))
+            slot.history.keep(Made(latents[row], slot.steering.walked))
         self._cache.advance([slot.index for slot in slots], self.preset.chunk)
 
     def _camera(self, walks: Sequence[tuple[Steering, Walked]]) -> list[CameraTerms] | None:
