@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import importlib
 import logging
+import math
 import mmap
 import os
 import queue
@@ -41,10 +42,14 @@ from stream.orders import (
 )
 from stream.prompts import Prompts, prompts_of
 from stream.schedule import Plan, Step, first_frame
+from stream.tidy import Tidy
 
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+TIDY_SECONDS, TIDY_NEEDS_SECONDS = 20.0, 0.05
+"""So often, and so long before the next step at the latest. Without it the engine's memory grows for as long as it
+runs; benchmarks.soak looks at it."""
 RESUME_WINDOWS = 1
 """How far before its window a session's memory is written again when it comes back: each window costs as much again,
 and all other viewers wait for it."""
@@ -184,6 +189,7 @@ class _Servant:
         self._leaving: queue.SimpleQueue[_Begun | Word] = queue.SimpleQueue()
         self._memory = self._share(world, blocks=world.slots + 1)
         self._logbook = Logbook(self._memory)
+        self._tidy = Tidy(TIDY_SECONDS, TIDY_NEEDS_SECONDS)
         threading.Thread(target=self._ship, name="frames", daemon=True).start()
 
     def _share(self, world: World, blocks: int) -> mmap.mmap:
@@ -208,6 +214,12 @@ class _Servant:
                 self._obey_within(wait)
             else:
                 self._make(step)
+                self._rest()
+
+    def _rest(self) -> None:
+        """Between two steps: each leaves memory behind, which is in pieces that fit nothing."""
+        step = self._plan.next()
+        self._tidy.rest(math.inf if step is None else step.at - time.monotonic())
 
     def _make(self, step: Step) -> None:
         self._logbook.begin(*step.sessions)

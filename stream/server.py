@@ -5,7 +5,6 @@ Sockets end here: what they mean is the hub's, how the picture travels is webrtc
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import importlib.resources
 import logging
@@ -32,6 +31,7 @@ from stream.pacer import Paced, Pacer
 from stream.prompts import Prompts
 from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, State
+from stream.tidy import trim
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
 
@@ -309,7 +309,7 @@ class Service:
             if self._untidy:
                 self._untidy = False
                 gc.collect()  # quick where what stays is left alone, as stream/serve.py does
-                await asyncio.to_thread(_trim)
+                await asyncio.to_thread(trim)
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
@@ -322,11 +322,6 @@ class Service:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a task of the server failed", exc_info=error)
-
-
-def _trim() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection:

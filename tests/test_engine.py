@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
-from pipeline.engine import Engine, build
+from pipeline.engine import Engine, _soonest, build
 from pipeline.load import Parts
 from pipeline.presets import Preset
 from pipeline.sampler import steps_from_indexes
@@ -464,3 +464,8 @@ def test_every_result_is_a_chunk_with_finite_times():
     engine.open(spec("a"))
     (chunk,) = engine.step()
     assert isinstance(chunk, Chunk) and all(seconds >= 0 for seconds in chunk.seconds.values())
+
+
+def test_turns_answer_after_one_chunk_where_there_is_time_for_all_and_else_after_all_of_them():
+    assert _soonest({"turns": [0.3, 0.6], "batch": [0.3, 0.4]}, chunk_seconds=1.0) == "turns"
+    assert _soonest({"turns": [0.4, 0.8], "batch": [0.4, 0.7]}, chunk_seconds=1.0) == "batch"
