@@ -242,15 +242,17 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     chunks = [None] if options.chunk_latents is None else [int(each) for each in options.chunk_latents.split(",")]
     runs: list[dict[str, Any]] = []
+    result = {"benchmark": "key_to_frame", "preset": options.preset, "lead_ms": options.lead, "runs": runs}
+    result |= {"precision": options.precision, "commit": machine.commit()}
     for latents, schedule in itertools.product(chunks, options.schedule.split(",")):
         try:
             runs += measure(options, schedule, latents)
         except (ValueError, SystemExit) as error:
             runs.append({"schedule": schedule, "chunk_latents": latents, "failed": str(error)})
             print(runs[-1], flush=True)
+        machine.keep(result, options.save)
     print(table(runs))
-    result = {"benchmark": "key_to_frame", "preset": options.preset, "lead_ms": options.lead, "runs": runs}
-    machine.finish({**result, "precision": options.precision, **machine.facts()}, options.save)
+    machine.finish({**result, **machine.facts()}, options.save)  # last: asking for its name takes memory of a GPU
     return 0
 
 

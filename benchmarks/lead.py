@@ -128,16 +128,17 @@ def main(argv: list[str] | None = None) -> int:
     """Print the limit, then each lead's figures."""
     options = _parser().parse_args(argv)
     print("limit: p50 of half a chunk's playing time, 125 ms, and the time of a chunk (benchmarks.live)", flush=True)
-    runs = []
+    runs: list[dict[str, Any]] = []
+    world = "synthetic" if options.synthetic else "tiny"
+    result = {"benchmark": "lead", "world": world, "seconds": options.seconds, "runs": runs, **machine.facts()}
     for lead, viewers in itertools.product(_numbers(options.leads), map(int, _numbers(options.viewers))):
         server = ["benchmarks.synthetic"] if options.synthetic else ["stream", "serve", "--port", "0", *options.serve]
         with served([*server, "--lead", str(lead)]) as (address, _):
             found = asyncio.run(measure(address, viewers, options.seconds))
         runs.append({"lead_ms": lead, "viewers": viewers, **found})
         print(runs[-1], flush=True)
-    world = "synthetic" if options.synthetic else "tiny"
-    result = {"benchmark": "lead", "world": world, "seconds": options.seconds, "runs": runs}
-    machine.finish({**result, **machine.facts()}, options.save)
+        machine.keep(result, options.save)
+    machine.finish(result, options.save)
     return 0
 
 

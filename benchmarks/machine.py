@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("CHUNKCAST_RESULTS") or Path(__file__).parent / "results")
+"""Where results are kept; the variable is for a machine that keeps only one folder of what is written on it."""
 
 
 def facts() -> dict[str, Any]:
@@ -43,11 +44,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="NAME", help=f"keep the result as {RESULTS.parent.name}/results/NAME.json")
 
 
-def finish(result: dict[str, Any], name: str | None) -> None:
-    """Print the result as the last line, JSON; keep it in benchmarks/results if it has a name."""
+def keep(result: dict[str, Any], name: str | None) -> None:
+    """Keep the result in benchmarks/results if it has a name; what is there of that name is replaced.
+
+    A long benchmark calls it after each row: what ends it early takes nothing that was measured.
+    """
     if name:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def finish(result: dict[str, Any], name: str | None) -> None:
+    """Print the result as the last line, JSON; keep it in benchmarks/results if it has a name."""
+    keep(result, name)
     print(json.dumps(result), flush=True)
 
 
@@ -57,7 +66,9 @@ def _cores() -> int:
 
 def _git(*arguments: str) -> str:
     try:
-        made = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+        made = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        )
     except OSError:
         return ""
     return made.stdout.strip() if made.returncode == 0 else ""

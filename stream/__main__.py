@@ -71,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="tiny", help="the model; `chunkcast presets` lists them (default: tiny)")
+    parser.add_argument(
+        "--preset",
+        default="tiny",
+        help="the model; `chunkcast presets` lists them, and NAME-chunkN is the same in chunks of N latent frames: "
+        "shorter ones answer sooner, and look worse where a model was made for longer ones (default: tiny)",
+    )
     _add_weights_options(parser)
     parser.add_argument("--image", metavar="FILE", help="a picture to begin with, for presets that take one")
     parser.add_argument(

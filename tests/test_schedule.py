@@ -204,6 +204,15 @@ def test_in_turns_a_newcomer_begins_at_once_only_where_no_other_chunk_comes_late
     assert plan.due() == ["new"]
 
 
+def test_in_turns_a_newcomer_begins_after_a_chunk_s_time_however_late_the_others_are(clock):
+    plan = watched(clock, seconds=(0.3,), a=-5.0)
+    plan.open("new")
+    plan.grant("new", 4)
+    assert plan.due() == ["a"]
+    clock.advance(0.26)
+    assert plan.due() == ["new"]
+
+
 @pytest.mark.parametrize("schedule", ["batch", "parallel"])
 def test_together_who_could_not_wait_comes_along_and_is_told_how_early(clock, schedule):
     plan = watched(clock, schedule, a=0.25, b=0.29)
