@@ -212,6 +212,10 @@ class Plan:
         """When the first frame of the next chunk is to leave."""
         return -math.inf if session.at is None else session.at - session.owed / self._world.fps
 
+    def _is_watched(self, session: _Session) -> bool:
+        """False when its frames have not begun to leave, or leave no more."""
+        return self._due(session) >= self._clock()
+
     def _own(self, name: str, together: int = 1) -> float:
         """When a session would begin if it were for it alone, in a step with so many."""
         session = self._sessions[name]
@@ -233,11 +237,16 @@ class Plan:
     def _next_together(self) -> Step:
         """Who must begin first, and with it who could not wait until that step is done.
 
-        Who is within half a chunk of its credit may come along; of two sessions one is always that near when the other
-        is due.
+        Who is watched and within half a chunk of its credit may come along; of two sessions one is always that near
+        when the other is due.
         """
-        may = [name for name, known in self._sessions.items() if known.owed > -self._world.chunk_frames / 2]
-        asked = [name for name in may if self._sessions[name].owed > 0]
+        near = -self._world.chunk_frames / 2
+        asked = [name for name, known in self._sessions.items() if known.owed > 0]
+        may = [
+            name
+            for name, known in self._sessions.items()
+            if known.owed > 0 or (known.owed > near and self._is_watched(known))
+        ]
         group = [min(self._by_need(asked), key=self._own)]
         while True:
             count = len(group)
@@ -263,7 +272,7 @@ class Plan:
         busy, now = self._durations(self._busy, 1).upper, self._clock()
         asked = self._by_need(name for name, known in self._sessions.items() if known.owed > 0)
         at_once = [name for name in asked if self._sessions[name].at is None]
-        paced = self._backwards(busy, now)
+        paced = self._backwards(busy)
         if at_once and (not paced or now + busy <= paced[0][1] or self._has_waited(at_once[0], now)):
             return Step(self._sessions[at_once[0]].asked, at_once[:1], {at_once[0]: 0.0})
         name, at = next((one for one in paced if one[0] in asked), (asked[0], now))
@@ -274,11 +283,11 @@ class Plan:
         """True when a session that is to begin at once has given way to others for long enough."""
         return now - self._sessions[name].asked > self._chunk_seconds
 
-    def _backwards(self, busy: float, now: float) -> list[tuple[str, float]]:
+    def _backwards(self, busy: float) -> list[tuple[str, float]]:
         """The next two chunks of each session that is watched, by when they are due, and when each must begin."""
         chunks = []
         for name, session in self._sessions.items():
-            if session.at is None or (session.owed <= 0 and self._due(session) < now):  # no one fetches it
+            if session.at is None or (session.owed <= 0 and not self._is_watched(session)):
                 continue
             own, due = self._own(name), self._due(session)
             chunks += [(due + later, own + later, name) for later in (0.0, self._chunk_seconds)]

@@ -47,13 +47,6 @@ def test_in_turns_two_sessions_in_equal_need_alternate():
     assert order == ["a", "b", "a", "b"]
 
 
-def test_in_a_batch_a_session_within_half_a_chunk_of_its_credit_comes_along():
-    counting = credit("batch", a=4, b=4, c=4)
-    counting.made("b", 5)
-    counting.made("c", 6)
-    assert counting.due() == ["a", "b"]
-
-
 def test_in_a_batch_no_one_is_made_for_when_no_one_is_due():
     counting = credit("batch", a=4)
     counting.made("a", 4)
@@ -219,6 +212,24 @@ def test_together_who_could_not_wait_comes_along_and_is_told_how_early(clock, sc
     step = plan.next()
     assert step.sessions == ["a", "b"] and step.at == pytest.approx(clock() + 0.25 - 0.12 - LEAD)
     assert step.early == {"a": 0, "b": pytest.approx(0.04)}
+
+
+def test_in_a_batch_a_session_that_is_watched_and_within_half_a_chunk_of_its_credit_comes_along(clock):
+    plan = watched(clock, "batch", seconds=(0.24, 0.24), a=0.2, b=0.15, c=0.1)
+    for session, frames in (("b", 5), ("c", 6)):
+        plan.made(session, frames)
+    assert plan.due() == ["a", "b"]
+    plan.made("a", 4)
+    assert plan.due() == []
+
+
+def test_in_a_batch_no_one_is_drawn_for_beyond_the_credit_who_waits_for_a_viewer_or_is_paused(clock):
+    plan = watched(clock, "batch", a=0.0, paused=-1.0)
+    plan.open("waits")
+    plan.grant("waits", 4)
+    for session in ("paused", "waits"):
+        plan.made(session, 4)
+    assert plan.due() == ["a"]
 
 
 @pytest.mark.parametrize("schedule", ["batch", "parallel"])
