@@ -53,7 +53,7 @@ def test_load_counts_viewers_the_line_and_visits(capsys, monkeypatch):
 
 
 def test_a_soak_is_looked_at_by_two_through_the_death_of_an_engine(capsys):
-    soak.main(["--synthetic", "--minutes", "0.12"])
+    soak.main(["--synthetic", "--minutes", "0.1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert min(result["frames"].values()) > 30 and result["keys"] > 5
     assert 0 < result["recovery_s"] < 8 and result["verdict"]["recovery within 8 s"]
@@ -86,9 +86,9 @@ def test_the_verdict_of_a_soak_names_what_was_not_met():
 def test_the_lead_is_measured_from_the_key_to_the_frame(capsys, monkeypatch):
     monkeypatch.setattr(lead, "SETTLE_SECONDS", 0.5)
     monkeypatch.setattr(rtcrtpreceiver, "decoder_worker", rtcrtpreceiver.decoder_worker)  # visitors put theirs there
-    assert lead.main(["--synthetic", "--leads", "5", "--viewers", "1", "--seconds", "3"]) == 0
+    assert lead.main(["--synthetic", "--leads", "5", "--viewers", "1", "--seconds", "2"]) == 0
     (run,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
-    assert run["presses"] >= 2 and 20 < run["p50_ms"] < 1000 and run["least_fps"] > 10
+    assert run["presses"] >= 1 and 20 < run["p50_ms"] < 1000 and run["least_fps"] > 10
 
 
 def test_evenness_counts_a_picture_that_stands():
@@ -96,12 +96,13 @@ def test_evenness_counts_a_picture_that_stands():
     assert found["stood_a_minute"] == 1 and found["stood_seconds_a_minute"] == 0.438 and found["longest_gap_ms"] == 500
 
 
-def test_a_key_is_answered_after_half_a_chunk_and_its_making():
+def test_a_key_is_answered_after_half_a_chunk_and_its_making(monkeypatch):
+    monkeypatch.setattr(key_to_frame, "SETTLE_CHUNKS", 3)
     stage = key_to_frame.Stage("benchmarks.synthetic:build", {"slots": 2}, 0.02)
     try:
         stage.start()
-        found = stage.look(2, 3.0, None)
+        found = stage.look(2, 2.0, None)
     finally:
         stage.worker.stop()
-    assert found["presses"] >= 12 and found["least_fps"] > 14
+    assert found["presses"] >= 8 and found["least_fps"] > 14
     assert 60 < found["ready_ms"]["p50"] < 300 and found["ready_ms"]["p50"] < found["shown_ms"]["p50"] + 1
