@@ -21,8 +21,9 @@ from pipeline.chunk import World
 from stream.orders import Grant
 from stream.pacer import Pacer
 
-LEAD_SECONDS = 0.02
-"""So long before its time a chunk should be there, where nothing else is asked for."""
+LEAD_SECONDS = 0.01
+"""So long before its time a chunk should be there, where nothing else is asked for. What is late by a quarter of a frame
+is not late yet (stream/pacer.py)."""
 CALM_SECONDS = 10.0
 """In so much time without a late chunk half of what was added to the margin goes."""
 MOST_GROWTH = 1 / 8
@@ -30,7 +31,7 @@ MOST_GROWTH = 1 / 8
 late by a whole chunk waited for something else."""
 CROWDED = 0.9
 """The share of the time from which on chunks made in turns cannot get out of each other's way."""
-RECENT, GUESSES, UPPER = 40, 10, 0.9
+RECENT, GUESSES, UPPER = 40, 10, 0.8
 """So many chunks say how long the next one takes, by this quantile. What was measured before the first of them counts
 as so many, so that one slow chunk at the beginning says little."""
 
