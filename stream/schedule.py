@@ -22,8 +22,8 @@ from stream.orders import Grant
 from stream.pacer import Pacer
 
 LEAD_SECONDS = 0.01
-"""So long before its time a chunk should be there, where nothing else is asked for. What is late by a quarter of a frame
-is not late yet (stream/pacer.py)."""
+"""So long before its time a chunk should be there, where nothing else is asked for. It may come a quarter of a frame
+after it before the pacer's clock is moved."""
 CALM_SECONDS = 10.0
 """In so much time without a late chunk half of what was added to the margin goes."""
 MOST_GROWTH = 1 / 8
