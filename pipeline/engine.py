@@ -301,9 +301,7 @@ class Engine:
     def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
         for row, slot in enumerate(slots):
             slot.owed = Owed(batch.row(row), latents[row : row + 1])
-            # A copy where others made theirs along with it, whose latents would live as long.
-            own = latents[row].clone() if len(slots) > 1 else latents[row]
-            slot.history.keep(Made(own, slot.steering.walked))
+            slot.history.keep(Made(latents[row], slot.steering.walked))
         self._cache.advance([slot.index for slot in slots], self.preset.chunk)
 
     def _camera(self, walks: Sequence[tuple[Steering, Walked]]) -> list[CameraTerms] | None:
@@ -672,14 +670,14 @@ def _check_options(slots: int, schedule: str, device: torch.device, prompt_chang
 def _soonest(times: Mapping[str, Sequence[float]], chunk_seconds: float) -> str:
     """The schedule that answers soonest when all are live; `times` as in _describe, by schedule.
 
-    Together all are answered after the step's own time. In turns a slot waits half of the others' turns on average, and
-    all of them where that leaves the machine little rest.
+    Together all are answered after the step's own time. In turns their clocks slide apart until no slot waits for the
+    others (stream/schedule.py); it waits for all of them where that leaves the machine little rest.
     """
 
     def answer(schedule: str) -> float:
         alone, everyone = times[schedule][0], times[schedule][-1]
         crowded = everyone > CROWDED * chunk_seconds
-        return (alone + everyone) / 2 if schedule == "turns" and not crowded else everyone
+        return alone if schedule == "turns" and not crowded else everyone
 
     return min(times, key=answer)
 

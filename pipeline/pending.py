@@ -3,7 +3,7 @@
 N video frames in a chunk or a part of it, H W frame height and width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -66,3 +66,18 @@ class PendingChunk:
             return ended
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return replace(self.chunk, frames=frames, seconds=self.seconds())
+
+    def arriving(self) -> Iterator[Chunk | Ended]:
+        """The chunk part by part, each as soon as it is there; `more` says that others follow, `seconds` come last.
+
+        Ended in place of a part that cannot be shown is the last one. Waits for the device; any thread may.
+        """
+        first, last = self.chunk.first_frame, len(self.made) - 1
+        for number in range(len(self.made)):
+            frames = self.part(number)
+            if isinstance(frames, Ended):
+                yield frames
+                return
+            seconds = self.seconds() if number == last else {}
+            yield replace(self.chunk, first_frame=first, frames=frames, seconds=seconds, more=number < last)
+            first += len(frames)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
-from pipeline.engine import Engine, build
+from pipeline.engine import Engine, _soonest, build
 from pipeline.load import Parts
 from pipeline.presets import Preset
 from pipeline.sampler import steps_from_indexes
@@ -231,6 +231,23 @@ def test_no_part_of_a_broken_chunk_is_shown(monkeypatch):
     assert isinstance(pending.result(), Ended)
 
 
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+def test_a_chunk_arrives_in_parts_that_are_the_whole(schedule):
+    apart, whole = small_engine(schedule=schedule), small_engine(schedule=schedule)
+    for engine in (apart, whole):
+        engine.open(spec("a"))
+        engine.open(spec("b", seed=2))
+    for number in range(2):
+        for pending, chunk in zip(apart.begin(), whole.step(), strict=True):
+            parts = list(pending.arriving())
+            assert pending.frames == len(chunk.frames) and not chunk.more
+            assert [len(part.frames) for part in parts] == ([4, 4] if number else [1, 4])
+            assert [part.first_frame - chunk.first_frame for part in parts] == [0, 4 if number else 1]
+            assert [part.more for part in parts] == [True, False] and parts[0].seconds == {}
+            assert {(part.session, part.index) for part in parts} == {(chunk.session, number)}
+            assert np.array_equal(np.concatenate([part.frames for part in parts]), chunk.frames)
+
+
 def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
     engine = small_engine()
     engine.open(spec("a"))
@@ -447,3 +464,8 @@ def test_every_result_is_a_chunk_with_finite_times():
     engine.open(spec("a"))
     (chunk,) = engine.step()
     assert isinstance(chunk, Chunk) and all(seconds >= 0 for seconds in chunk.seconds.values())
+
+
+def test_turns_answer_after_one_chunk_where_there_is_time_for_all_and_else_after_all_of_them():
+    assert _soonest({"turns": [0.3, 0.6], "batch": [0.3, 0.4]}, chunk_seconds=1.0) == "turns"
+    assert _soonest({"turns": [0.4, 0.8], "batch": [0.4, 0.7]}, chunk_seconds=1.0) == "batch"
