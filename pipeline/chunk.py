@@ -189,7 +189,8 @@ class Chunk:
     `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
     the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not; `guessed_words` are
     words of it that no one listed, each with what it was taken for;
-    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...).
+    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...), `begun` when its making began and
+    the control was read, by time.monotonic().
     """
 
     session: str
@@ -201,6 +202,7 @@ class Chunk:
     unknown_words: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     guessed_words: tuple[tuple[str, str], ...] = ()
+    begun: float = 0.0
 
 
 NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)

@@ -377,6 +377,7 @@ class Engine:
             scene=slot.encoded.scene,
             unknown_words=slot.encoded.unknown_words,
             guessed_words=slot.encoded.guessed_words,
+            begun=watch.begun,
         )
         slot.chunk += 1
         slot.frame += len(frames.pixels)

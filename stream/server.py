@@ -18,8 +18,9 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
+from pipeline.chunk import Chunk
 from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
 from stream.catalogue import Catalogue
@@ -31,6 +32,7 @@ from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
 from stream.prompts import Prompts
 from stream.session import Bucket, State
+from stream.trace import Trace
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
 
@@ -73,6 +75,7 @@ class _Feed:
 
     hub: Hub
     viewer: Viewer
+    trace: Trace | None
 
     @property
     def pacer(self) -> Pacer:
@@ -81,9 +84,13 @@ class _Feed:
 
     def took(self, paced: Paced) -> None:
         self.hub.took(self.viewer, paced)
+        if self.trace:
+            self.trace.took(paced)
 
     def sent(self, paced: Paced, rtp: int | None) -> None:
         self.hub.sent(self.viewer, paced, rtp)
+        if self.trace:
+            self.trace.sent(paced, rtp)
 
 
 class Service:
@@ -93,7 +100,7 @@ class Service:
     may play them besides our own, `doors` who may come in. `fairness` and `prompts` are the hub's. Parked sessions lie
     in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are
     called on the event loop when the engine is ready for the first time and when it will never be. `catalogue` knows
-    the presets.
+    the presets. With `marks` each frame carries one, and the `trace` is kept.
     """
 
     def __init__(
@@ -110,7 +117,9 @@ class Service:
         doors: Doors | None = None,
         prompts: Prompts | None = None,
         catalogue: Catalogue | None = None,
+        marks: bool = False,
     ) -> None:
+        self.trace = Trace() if marks else None
         self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread)
@@ -196,7 +205,7 @@ class Service:
         Raises as Peer.answer; TooMany.
         """
         assert self.hub.world is not None, "a live viewer has a world"
-        feed, fps = _Feed(self.hub, viewer), self.hub.world.fps
+        feed, fps = _Feed(self.hub, viewer, self.trace), self.hub.world.fps
         peer = Peer(feed, fps, self._media, lambda: self._gone(peer.id), ends_viewer)
         counted = self.doors.take(host)
         try:
@@ -241,7 +250,8 @@ class Service:
         except TooMany as error:
             self.hub.metrics.refuse("address")
             raise ValueError(str(error)) from None
-        made = Frames(_Feed(self.hub, viewer), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
+        feed = _Feed(self.hub, viewer, self.trace)
+        made = Frames(feed, world.fps, self._media, codec, socket, lambda: self._gone(made.id))
         self._show(made, viewer, counted)
         return made, (world.width, world.height)
 
@@ -270,6 +280,8 @@ class Service:
             self._loop.call_soon_threadsafe(self._happen, event)
 
     def _happen(self, event: worker.Event) -> None:
+        if self.trace and isinstance(event, Chunk):
+            self.trace.arrived(event)
         self.hub.happen(event)
         if isinstance(event, worker.Ready) and not self.ready:
             self._on_ready(event)
@@ -441,6 +453,8 @@ class Connection:
 
     async def _obey(self, message: protocol.FromClient) -> bool:
         if self._viewer:
+            if self._service.trace and isinstance(message, protocol.Keys | protocol.Prompt):
+                self._service.trace.came(self._viewer.session.name, message.seq)
             self._hub.obey(self._viewer, message)
             return True
         if not isinstance(message, protocol.Hello):
@@ -475,6 +489,8 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
+    if service.trace:
+        _add_mark_route(app, service.trace)
     whep.add_routes(app, service, service.allowed_origins)
     router = api.routes(service.hub, service.archive, service.doors, service.catalogue)
     app.include_router(router)
@@ -512,6 +528,12 @@ def _file(name: str) -> Response:
     if kind is None or PurePath(name).name != name or not file.is_file():
         return PlainTextResponse("There is nothing here; the page is at /.\n", 404)
     return Response(file.read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
+
+
+def _add_mark_route(app: FastAPI, trace: Trace) -> None:
+    @app.get("/mark")
+    async def mark(since: int = 0) -> Response:
+        return JSONResponse(trace.since(since))
 
 
 def _add_machines_routes(app: FastAPI, service: Service) -> None:

@@ -1,0 +1,91 @@
+"""When each control came, and when each frame was made and left: what a server with `--mark` answers at GET /mark.
+
+All times are seconds of time.monotonic(), which the engine's process shares on Linux.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pipeline.chunk import Chunk
+from stream.mark import Mark, stamp
+from stream.pacer import Paced
+
+REMEMBERED = 8192
+"""Frames, and controls: with two viewers at 16 frames/s what happened in the last four minutes."""
+
+
+class FrameTimes(NamedTuple):
+    """A frame's way: its chunk was begun (and the control read), took `denoise` and `decode` seconds (None where the
+    engine does not say), arrived in the server, and the frame left the pacer and was given to the network.
+
+    `run` is the session's name in the engine, `rtp` the frame's timestamp.
+    """
+
+    run: str
+    frame: int
+    chunk: int
+    sequence: int
+    begun: float
+    denoise: float
+    decode: float | None
+    arrived: float
+    took: float = 0.0
+    sent: float = 0.0
+    rtp: int | None = None
+
+
+class ControlTime(NamedTuple):
+    """A control of a session, by the session's name, and when it came first."""
+
+    session: str
+    sequence: int
+    came: float
+
+
+class Trace:
+    """Follows frames through one server and stamps them; `clock` is in seconds. Bounded: the oldest is forgotten."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._on_way: dict[tuple[str, int], FrameTimes] = {}
+        self._frames: deque[FrameTimes] = deque(maxlen=REMEMBERED)
+        self._controls: deque[ControlTime] = deque(maxlen=REMEMBERED)
+        self._newest: dict[str, int] = {}
+        self._count = 0
+
+    def came(self, session: str, sequence: int) -> None:
+        """A control came; one that is sent again came before."""
+        if sequence > self._newest.get(session, -1):
+            self._newest[session] = sequence
+            self._controls.append(ControlTime(session, sequence, self._clock()))
+
+    def arrived(self, chunk: Chunk) -> None:
+        """A chunk, or a part of one, is in the server."""
+        now, seconds = self._clock(), chunk.seconds
+        denoise = seconds.get("prepare", 0.0) + seconds.get("denoise", 0.0)
+        for frame in range(chunk.first_frame, chunk.first_frame + len(chunk.frames)):
+            self._on_way[chunk.session, frame] = FrameTimes(
+                chunk.session, frame, chunk.index, chunk.sequence, chunk.begun, denoise, seconds.get("decode"), now
+            )
+        while len(self._on_way) > REMEMBERED:
+            del self._on_way[next(iter(self._on_way))]
+
+    def took(self, paced: Paced) -> None:
+        """A frame leaves the pacer: it gets its mark."""
+        stamp(paced.image, Mark(paced.frame, paced.chunk, paced.sequence))
+        if (key := (paced.run, paced.frame)) in self._on_way:
+            self._on_way[key] = self._on_way[key]._replace(took=self._clock())
+
+    def sent(self, paced: Paced, rtp: int | None) -> None:
+        """A frame has been given to the network."""
+        if found := self._on_way.pop((paced.run, paced.frame), None):
+            self._count += 1
+            self._frames.append(found._replace(sent=self._clock(), rtp=rtp))
+
+    def since(self, count: int) -> dict[str, Any]:
+        """The frames sent after the first `count` of them, as far as remembered, all controls, and the time now."""
+        new = min(len(self._frames), max(0, self._count - count))
+        frames = [self._frames[index] for index in range(len(self._frames) - new, len(self._frames))]
+        return {"now": self._clock(), "count": self._count, "frames": frames, "controls": list(self._controls)}
