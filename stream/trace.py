@@ -50,8 +50,8 @@ class Trace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._on_way: dict[tuple[str, int], FrameTimes] = {}
-        self._frames: deque[FrameTimes] = deque(maxlen=REMEMBERED)
-        self._controls: deque[ControlTime] = deque(maxlen=REMEMBERED)
+        self._frames: deque[tuple[int, FrameTimes]] = deque(maxlen=REMEMBERED)
+        self._controls: deque[tuple[int, ControlTime]] = deque(maxlen=REMEMBERED)
         self._newest: dict[str, int] = {}
         self._count = 0
 
@@ -59,7 +59,8 @@ class Trace:
         """A control came; one that is sent again came before."""
         if sequence > self._newest.get(session, -1):
             self._newest[session] = sequence
-            self._controls.append(ControlTime(session, sequence, self._clock()))
+            self._controls.append((self._count, ControlTime(session, sequence, self._clock())))
+            self._count += 1
 
     def arrived(self, chunk: Chunk) -> None:
         """A chunk, or a part of one, is in the server."""
@@ -81,11 +82,11 @@ class Trace:
     def sent(self, paced: Paced, rtp: int | None) -> None:
         """A frame has been given to the network."""
         if found := self._on_way.pop((paced.run, paced.frame), None):
+            self._frames.append((self._count, found._replace(sent=self._clock(), rtp=rtp)))
             self._count += 1
-            self._frames.append(found._replace(sent=self._clock(), rtp=rtp))
 
     def since(self, count: int) -> dict[str, Any]:
-        """The frames sent after the first `count` of them, as far as remembered, all controls, and the time now."""
-        new = min(len(self._frames), max(0, self._count - count))
-        frames = [self._frames[index] for index in range(len(self._frames) - new, len(self._frames))]
-        return {"now": self._clock(), "count": self._count, "frames": frames, "controls": list(self._controls)}
+        """What came and was sent after the first `count` of both, as far as remembered, their count, the time now."""
+        frames = [way for number, way in self._frames if number >= count]
+        controls = [control for number, control in self._controls if number >= count]
+        return {"now": self._clock(), "count": self._count, "frames": frames, "controls": controls}

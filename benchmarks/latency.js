@@ -1,0 +1,153 @@
+// What benchmarks/latency.py notes on a page, before the page's own modules run: keys, what goes over /ws, and each frame
+// that is displayed, with the mark in it (stream/mark.py) and a band of the picture in grey. MARK and BAND come from there.
+
+const noted = { keys: [], sent: [], told: [], frames: [], bands: [] };
+const peers = [];
+const clock = () => performance.now();
+let newest = 0; // the newest control that was sent
+let waiting = () => {};
+
+addEventListener("keydown", (event) => event.repeat || noted.keys.push([event.key, event.timeStamp]), true);
+
+window.WebSocket = class extends WebSocket {
+  constructor(...address) {
+    super(...address);
+    this.addEventListener("message", ({ data }) => typeof data === "string" && hear(JSON.parse(data)));
+  }
+
+  send(text) {
+    const message = JSON.parse(text);
+    if (["keys", "prompt", "shown"].includes(message.type)) {
+      noted.sent.push([message.type, message.seq, message.held?.join("") ?? "", message.ms ?? null, clock()]);
+      if (message.type !== "shown") newest = Math.max(newest, message.seq);
+    }
+    super.send(text);
+  }
+};
+
+function hear({ type, session, fps, chunk_frames }) {
+  if (!["welcome", "live", "queued"].includes(type)) return;
+  noted.told.push({ type, at: clock(), session, fps, chunk_frames });
+}
+
+window.RTCPeerConnection = class extends RTCPeerConnection {
+  constructor(...options) {
+    super(...options);
+    peers.push(this);
+  }
+};
+
+// Frames over the WebSocket are drawn onto the page's canvas.
+const draw = CanvasRenderingContext2D.prototype.drawImage;
+CanvasRenderingContext2D.prototype.drawImage = function (source, ...place) {
+  draw.call(this, source, ...place);
+  if (this.canvas.id !== "canvas" || !(source instanceof VideoFrame)) return;
+  const now = clock();
+  note(this.canvas, this.canvas.width, this.canvas.height, [now, now, null, null, source.timestamp % 2 ** 32]);
+};
+
+addEventListener("DOMContentLoaded", () => {
+  const video = document.getElementById("video");
+  const onframe = (now, frame) => {
+    const { presentationTime, expectedDisplayTime, receiveTime, processingDuration, rtpTimestamp } = frame;
+    const times = [presentationTime, expectedDisplayTime, receiveTime ?? null, 1000 * (processingDuration ?? 0), rtpTimestamp ?? null];
+    note(video, video.videoWidth, video.videoHeight, times);
+    video.requestVideoFrameCallback(onframe);
+  };
+  video.requestVideoFrameCallback(onframe);
+});
+
+const marks = canvas();
+const band = canvas();
+
+function canvas() {
+  return document.createElement("canvas").getContext("2d", { willReadFrequently: true, alpha: false });
+}
+
+function pixels(context, source, from, to) {
+  const [width, height] = to;
+  if (context.canvas.width !== width) context.canvas.width = width;
+  if (context.canvas.height !== height) context.canvas.height = height;
+  draw.call(context, source, ...from, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height).data;
+}
+
+function note(source, width, height, times) {
+  const mark = readMark(source, width);
+  noted.frames.push([...(mark ?? [null, null, null]), ...times]);
+  const rgba = pixels(band, source, [0, BAND.top * height, width, BAND.share * height], [BAND.width, BAND.height]);
+  const grey = new Uint8Array(BAND.width * BAND.height);
+  for (let at = 0; at < grey.length; at++) grey[at] = (rgba[4 * at] + 2 * rgba[4 * at + 1] + rgba[4 * at + 2]) >> 2;
+  noted.bands.push(grey);
+  if (mark && reached(mark[2], newest)) waiting(true);
+}
+
+/** [frame, chunk, sequence], or null where there is none. */
+function readMark(source, width) {
+  const size = width < MARK.wide ? 8 : 16;
+  const across = Math.floor(width / size);
+  const rows = size * Math.ceil(MARK.bits / across);
+  const rgba = pixels(marks, source, [0, 0, width, rows], [width, rows]);
+  const bits = Array.from({ length: MARK.bits }, (_, bit) => {
+    const [top, left] = [size * Math.floor(bit / across) + size / 4, size * (bit % across) + size / 4];
+    let sum = 0;
+    for (let y = top; y < top + size / 2; y++) for (let x = left; x < left + size / 2; x++) sum += rgba[4 * (y * width + x) + 1];
+    return sum > (MARK.between * size * size) / 4 ? 1 : 0;
+  });
+  return fields(bits);
+}
+
+function fields(bits) {
+  const number = (from, count) => bits.slice(from, from + count).reduce((value, bit) => 2 * value + bit, 0);
+  const said = MARK.bits - MARK.check;
+  if (bits.slice(0, said).reduce(checked, MARK.first) !== number(said, MARK.check)) return null;
+  let at = 0;
+  return MARK.fields.map((count) => number((at += count) - count, count));
+}
+
+function checked(check, bit) {
+  const overflows = (check >> (MARK.check - 1)) ^ bit;
+  return ((check << 1) & (2 ** MARK.check - 1)) ^ (overflows ? MARK.polynomial : 0);
+}
+
+/** Sequence numbers in marks wrap. */
+function reached(sequence, target) {
+  const span = 2 ** MARK.fields[2];
+  return (((sequence - target) % span) + span) % span < span / 2;
+}
+
+window.harness = {
+  /** True once a frame that obeys the newest control is displayed, false after so many seconds without. */
+  answered(seconds) {
+    return new Promise((resolve) => {
+      waiting = resolve;
+      setTimeout(resolve, 1000 * seconds, false);
+    });
+  },
+
+  /** All that was noted since the last time; the bands as base64. */
+  pull() {
+    const { bands, ...lists } = noted;
+    const pieces = bands.map((grey) => String.fromCharCode(...grey));
+    Object.assign(noted, { keys: [], sent: [], told: [], frames: [], bands: [] });
+    return { ...lists, bands: btoa(pieces.join("")) };
+  },
+
+  /** [how far the server's clock is ahead of this page's, half of the shortest round trip], in ms. */
+  async offset(tries) {
+    const found = [];
+    for (let n = 0; n < tries; n++) {
+      const before = clock();
+      const { now } = await (await fetch("mark?since=999999999")).json();
+      const trip = clock() - before;
+      found.push([1000 * now - (before + trip / 2), trip / 2]);
+    }
+    return found.sort((one, other) => one[1] - other[1])[0];
+  },
+
+  /** What the receiver counted. */
+  async received() {
+    const stats = await Promise.all(peers.map((peer) => peer.getStats()));
+    return stats.flatMap((each) => [...each.values()]).filter(({ type }) => type === "inbound-rtp").at(-1) ?? null;
+  },
+};
