@@ -43,7 +43,7 @@ CanvasRenderingContext2D.prototype.drawImage = function (source, ...place) {
   draw.call(this, source, ...place);
   if (this.canvas.id !== "canvas" || !(source instanceof VideoFrame)) return;
   const now = clock();
-  note(this.canvas, this.canvas.width, this.canvas.height, [now, now, null, null, source.timestamp % 2 ** 32]);
+  note(this.canvas, this.canvas.width, this.canvas.height, [now, now, null, 0, source.timestamp % 2 ** 32]);
 };
 
 addEventListener("DOMContentLoaded", () => {

@@ -25,7 +25,7 @@ from typing import Any
 from playwright.async_api import Browser
 
 from benchmarks import machine, recovery
-from benchmarks.latency_pages import Record, Watched, chromium, first_picture
+from benchmarks.latency_pages import LAST_OFFSET_TRIES, Record, Watched, chromium, first_picture
 from benchmarks.latency_parts import (
     GENERATOR,
     PARTS,
@@ -47,6 +47,8 @@ from benchmarks.visitors import served
 
 PROMPTS = ("a desert with columns at noon", "a forest at night", "a meadow with houses at noon", "a village at dusk")
 OTHERS = ("a forest in the morning", "a desert with columns at night")
+COUNTERS = ("bytesReceived", "qpSum", "framesDecoded", "packetsLost", "framesDropped", "keyFramesDecoded",
+            "jitterBufferDelay", "jitterBufferEmittedCount")  # fmt: skip
 LINE_SECONDS = 5.0
 """A page that is not live so long after the first ones stands in line."""
 BEFORE_FRAMES = 1
@@ -64,12 +66,12 @@ class Seen:
         self.pressed: list[float] = []
         self.unanswered = 0
 
-    def take(self, page: Watched, offset: float, record: Record) -> None:
+    def take(self, page: Watched, record: Record) -> None:
         """Find the answers to all presses but the first, before which nothing turned."""
         came = {(one.session, one.sequence): one.came for one in record.controls}
         ways, says = by_frame(record.frames), {sent[1]: sent[3] for sent in page.sent if sent[0] == "shown"}
         for press in presses(page.keys, page.sent)[1:]:
-            self.pressed.append((press.at + offset) / 1000)
+            self.pressed.append((press.at + page.offset) / 1000)
             index = answer(page.shown, press)
             way = None if index is None else ways.get((page.session, page.shown[index].frame))
             if way is None or (page.session, press.sequence) not in came:
@@ -77,7 +79,7 @@ class Seen:
                 continue
             shown = page.shown[index]
             self.whole.append(shown.displayed - press.at)
-            self.parts.append(split(press, came[page.session, press.sequence], way, shown, offset))
+            self.parts.append(split(press, came[page.session, press.sequence], way, shown, page.offset))
             self.distances.append(_distance(page, press, index))
             if press.sequence in says:
                 self.page_says.append(abs(says[press.sequence] - self.whole[-1]))
@@ -101,7 +103,6 @@ async def measure(
     browser: Browser, address: str, viewers: int, count: int, link: Relay | None = None
 ) -> dict[str, Any]:
     """Pages that press keys side by side, and what came of it."""
-    loop = asyncio.get_running_loop()
     at = link.address if link else address
     pages = [await Watched.open(browser, at, PROMPTS[n % len(PROMPTS)], link=link) for n in range(viewers)]
     try:
@@ -111,37 +112,31 @@ async def measure(
             raise SystemExit("no page came to live; open one by hand to see why")
         record = Record(address)
         await record.fetch()
-        keeping, began = asyncio.ensure_future(record.keep()), loop.time()
+        keeping = asyncio.ensure_future(record.keep())
         playing = [page for page, is_live in zip(pages, live, strict=True) if is_live]
         await asyncio.gather(*(page.press(count, seed) for seed, page in enumerate(playing)))
-        seconds = loop.time() - began
         keeping.cancel()
         await record.fetch()
         with link.rests() if link else contextlib.nullcontext():
-            offsets = [await page.offset() for page in playing]
-        received = [await page.received() for page in playing]
+            for page in playing:
+                await page.compare_clocks(LAST_OFFSET_TRIES)
     finally:
         for page in pages:
             await page.close()
-    return summary(playing, offsets, record, received, seconds, viewers)
+    return summary(playing, record, viewers)
 
 
-def summary(
-    pages: Sequence[Watched],
-    offsets: Sequence[tuple[float, float]],
-    record: Record,
-    received: Sequence[dict[str, Any] | None],
-    seconds: float,
-    viewers: int,
-) -> dict[str, Any]:
+def summary(pages: Sequence[Watched], record: Record, viewers: int) -> dict[str, Any]:
     """The figures of pages that played, of `viewers` that asked."""
     both, even = Seen(), []
-    for page, (offset, _), stats in zip(pages, offsets, received, strict=True):
+    for page in pages:
         one = Seen()
-        one.take(page, offset, record)
+        one.take(page, record)
         both.add(one)
-        displayed = [frame.displayed for frame in page.shown if frame.displayed >= page.began]
-        even.append(evenness(displayed, page.fps, seconds) | {"key_ms": spread(one.whole)} | _quality(stats, seconds))
+        seconds = (page.ended - page.began) / 1000
+        displayed = [frame.displayed for frame in page.shown if page.began <= frame.displayed <= page.ended]
+        quality = _quality(*page.counted, seconds)
+        even.append(evenness(displayed, page.fps, seconds) | {"key_ms": spread(one.whole)} | quality)
     rates = [each["frames_a_second"] for each in even] + [0.0] * (viewers - len(pages))
     outside = [sum(each[name] for name in PARTS if name not in GENERATOR) for each in both.parts]
     begun = {(way.run, way.chunk): way.begun for way in record.frames}
@@ -156,7 +151,7 @@ def summary(
         "pages": even,
         "checks": {
             **add_up(both.parts, both.whole),
-            "clock_exact_to_ms": round(max(trip for _, trip in offsets), 2),
+            "clock_exact_to_ms": round(max(page.exact for page in pages), 2),
             "page_itself_off_ms": spread(both.page_says),
             "picture_agrees": agreement(both.distances),
             "marks_unread": sum(frame.frame is None for page in pages for frame in page.shown),
@@ -166,18 +161,21 @@ def summary(
     }
 
 
-def _quality(stats: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """What the receiver says of the link and the picture; "way" is how it came."""
-    if stats is None or not stats.get("framesDecoded"):
+def _quality(before: dict[str, Any] | None, after: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+    """What the receiver says of the link and the picture in these seconds; "way" is how it came."""
+    if after is None or not after.get("framesDecoded"):
         return {"way": "websocket"}
+    if before is None or before["ssrc"] != after["ssrc"]:  # another connection meanwhile
+        before = {}
+    since = {name: value - before.get(name, 0) for name, value in after.items() if name in COUNTERS}
     return {
         "way": "webrtc",
-        "kbit_a_second": round(8 * stats["bytesReceived"] / seconds / 1000),
-        "mean_quantizer": round(stats.get("qpSum", 0) / stats["framesDecoded"], 1),
-        "packets_lost": stats.get("packetsLost"),
-        "frames_dropped": stats.get("framesDropped"),
-        "key_frames": stats.get("keyFramesDecoded"),
-        "jitter_buffer_ms": round(1000 * stats["jitterBufferDelay"] / max(1, stats["jitterBufferEmittedCount"]), 1),
+        "kbit_a_second": round(8 * since["bytesReceived"] / seconds / 1000),
+        "mean_quantizer": round(since.get("qpSum", 0) / max(1, since["framesDecoded"]), 1),
+        "packets_lost": since["packetsLost"],
+        "frames_dropped": since["framesDropped"],
+        "key_frames": since["keyFramesDecoded"],
+        "jitter_buffer_ms": round(1000 * since["jitterBufferDelay"] / max(1, since["jitterBufferEmittedCount"]), 1),
     }
 
 

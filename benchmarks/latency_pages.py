@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import random
 import urllib.error
 import urllib.parse
@@ -42,7 +43,7 @@ ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 0.35
 """From an answer to the next press, at least: so many frames say which way the picture moves before it."""
 PULL_EVERY = 20
-OFFSET_TRIES = 30
+OFFSET_TRIES, LAST_OFFSET_TRIES = 6, 40
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +67,9 @@ class Watched:
         self.told: list[dict[str, Any]] = []
         self.shown: list[Shown] = []
         self.bands: list[np.ndarray] = []
-        self.pressed, self.began = 0, 0.0
+        self.pressed, self.began, self.ended = 0, 0.0, 0.0
+        self.counted: list[dict[str, Any] | None] = []
+        self.offset, self.exact = 0.0, math.inf
 
     @classmethod
     async def open(
@@ -90,11 +93,11 @@ class Watched:
         return True
 
     async def press(self, count: int, seed: int) -> None:
-        """Turn to the other side `count` times, each at a random moment of a chunk, and wait for each answer.
-
-        What follows an answer by a fixed time and a chance that is even over one chunk is at an even phase.
+        """From `began` to `ended` turn to the other side `count` times, each at a random moment of a chunk, and wait for
+        each answer. What follows one by a fixed time and a chance that is even over one chunk is at an even phase.
         """
         chance, sides = random.Random(seed), ("l", "j")
+        self.counted.append(await self.page.evaluate("harness.received()"))
         self.began = await self.page.evaluate("performance.now()")
         await self.page.keyboard.down(sides[0])
         await asyncio.sleep(4 * SETTLE_SECONDS)
@@ -107,7 +110,10 @@ class Watched:
             await self.page.evaluate(f"harness.answered({ANSWER_SECONDS})")
             if number % PULL_EVERY == 0:
                 await self.pull()
+                await self.compare_clocks()
         await asyncio.sleep(2 * SETTLE_SECONDS)
+        self.ended = await self.page.evaluate("performance.now()")
+        self.counted.append(await self.page.evaluate("harness.received()"))
         await self.page.keyboard.up(sides[count % 2])
         await self.pull()
 
@@ -134,14 +140,12 @@ class Watched:
         bands = np.frombuffer(base64.b64decode(noted["bands"]), np.uint8)
         self.bands += list(bands.reshape(-1, BAND["height"], BAND["width"]))
 
-    async def offset(self) -> tuple[float, float]:
-        """How many ms the server's clock is ahead of the page's, and how exact that is."""
-        ahead, trip = await self.page.evaluate(f"harness.offset({OFFSET_TRIES})")
-        return ahead, trip
-
-    async def received(self) -> dict[str, Any] | None:
-        """What the page's WebRTC receiver counted, None where there is none."""
-        return await self.page.evaluate("harness.received()")
+    async def compare_clocks(self, tries: int = OFFSET_TRIES) -> None:
+        """See how many ms the server's clock is ahead of the page's: `offset`, exact to `exact` at most. The clocks do
+        not drift, so the quickest answer of all times counts."""
+        ahead, trip = await self.page.evaluate(f"harness.offset({tries})")
+        if trip < self.exact:
+            self.offset, self.exact = ahead, trip
 
     @property
     def _welcome(self) -> dict[str, Any]:
