@@ -1,7 +1,8 @@
 // What benchmarks/latency.py notes on a page, before the page's own modules run: keys, what goes over /ws, and each frame
-// that is displayed, with the mark in it (stream/mark.py) and a band of the picture in grey. MARK and BAND come from there.
+// that is displayed, with the mark in it (stream/mark.py) and a band of the picture in grey; of some frames the whole
+// picture. MARK and BAND are written before this.
 
-const noted = { keys: [], sent: [], told: [], frames: [], bands: [] };
+const noted = { keys: [], sent: [], told: [], frames: [], bands: [], wholes: [] };
 const peers = [];
 const clock = () => performance.now();
 let newest = 0; // the newest control that was sent
@@ -59,6 +60,7 @@ addEventListener("DOMContentLoaded", () => {
 
 const marks = canvas();
 const band = canvas();
+const whole = canvas();
 
 function canvas() {
   return document.createElement("canvas").getContext("2d", { willReadFrequently: true, alpha: false });
@@ -75,11 +77,25 @@ function pixels(context, source, from, to) {
 function note(source, width, height, times) {
   const mark = readMark(source, width);
   noted.frames.push([...(mark ?? [null, null, null]), ...times]);
-  const rgba = pixels(band, source, [0, BAND.top * height, width, BAND.share * height], [BAND.width, BAND.height]);
-  const grey = new Uint8Array(BAND.width * BAND.height);
-  for (let at = 0; at < grey.length; at++) grey[at] = (rgba[4 * at] + 2 * rgba[4 * at + 1] + rgba[4 * at + 2]) >> 2;
-  noted.bands.push(grey);
+  const part = [0, BAND.top * height, width, BAND.share * height];
+  noted.bands.push(grey(pixels(band, source, part, [BAND.width, BAND.height])));
+  if (BAND.every && mark && mark[0] % BAND.every === 0) {
+    const rgba = pixels(whole, source, [0, 0, width, height], [width, height]);
+    noted.wholes.push({ frame: mark[0], width, height, grey: base64([grey(rgba)]) });
+  }
   if (mark && reached(mark[2], newest)) waiting(true);
+}
+
+function grey(rgba) {
+  const values = new Uint8Array(rgba.length / 4);
+  for (let at = 0; at < values.length; at++) values[at] = (rgba[4 * at] + 2 * rgba[4 * at + 1] + rgba[4 * at + 2]) >> 2;
+  return values;
+}
+
+function base64(arrays) {
+  const pieces = [];
+  for (const bytes of arrays) for (let at = 0; at < bytes.length; at += 8192) pieces.push(String.fromCharCode(...bytes.subarray(at, at + 8192)));
+  return btoa(pieces.join(""));
 }
 
 /** [frame, chunk, sequence], or null where there is none. */
@@ -127,22 +143,20 @@ window.harness = {
 
   /** All that was noted since the last time; the bands as base64. */
   pull() {
-    const { bands, ...lists } = noted;
-    const pieces = bands.map((grey) => String.fromCharCode(...grey));
-    Object.assign(noted, { keys: [], sent: [], told: [], frames: [], bands: [] });
-    return { ...lists, bands: btoa(pieces.join("")) };
+    const taken = { ...noted, bands: base64(noted.bands) };
+    for (const name of Object.keys(noted)) noted[name] = [];
+    return taken;
   },
 
-  /** [how far the server's clock is ahead of this page's, half of the shortest round trip], in ms. */
-  async offset(tries) {
-    const found = [];
+  /** By how many ms the server's clock is ahead of this page's: [at least, at most]. */
+  async ahead(tries) {
+    let [least, most] = [-Infinity, Infinity];
     for (let n = 0; n < tries; n++) {
-      const before = clock();
+      const asked = clock();
       const { now } = await (await fetch("mark?since=999999999")).json();
-      const trip = clock() - before;
-      found.push([1000 * now - (before + trip / 2), trip / 2]);
+      [least, most] = [Math.max(least, 1000 * now - clock()), Math.min(most, 1000 * now - asked)];
     }
-    return found.sort((one, other) => one[1] - other[1])[0];
+    return [least, most];
   },
 
   /** What the receiver counted. */

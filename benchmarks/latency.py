@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from playwright.async_api import Browser
 
 from benchmarks import machine, recovery
@@ -36,6 +37,7 @@ from benchmarks.latency_parts import (
     answer,
     by_frame,
     evenness,
+    likeness,
     phases,
     presses,
     split,
@@ -44,6 +46,7 @@ from benchmarks.latency_parts import (
 )
 from benchmarks.relay import Relay, Shape
 from benchmarks.visitors import served
+from stream.mark import FRAME_BITS
 
 PROMPTS = ("a desert with columns at noon", "a forest at night", "a meadow with houses at noon", "a village at dusk")
 OTHERS = ("a forest in the morning", "a desert with columns at night")
@@ -56,22 +59,27 @@ BEFORE_FRAMES = 1
 
 class Seen:
     """What one page's presses came to: `whole` ms each, their `parts`, and by how many frames the picture's own answer
-    is later than the mark's (None where the picture does not tell)."""
+    is later than the mark's (None where the picture does not tell). `quarters` are of a chunk, and how many presses
+    came in each. `page_says` is how far the page's own figure is off, in ms."""
 
     def __init__(self) -> None:
         self.whole: list[float] = []
         self.parts: list[dict[str, float]] = []
         self.distances: list[int | None] = []
         self.page_says: list[float] = []
-        self.pressed: list[float] = []
+        self.quarters: list[int] = [0, 0, 0, 0]
         self.unanswered = 0
 
     def take(self, page: Watched, record: Record) -> None:
         """Find the answers to all presses but the first, before which nothing turned."""
         came = {(one.session, one.sequence): one.came for one in record.controls}
         ways, says = by_frame(record.frames), {sent[1]: sent[3] for sent in page.sent if sent[0] == "shown"}
-        for press in presses(page.keys, page.sent)[1:]:
-            self.pressed.append((press.at + page.offset) / 1000)
+        pressed = presses(page.keys, page.sent)[1:]
+        begun = {way.chunk: way.begun for way in record.frames if way.run.startswith(f"{page.session}.")}
+        self.quarters = phases(
+            [(one.at + page.offset) / 1000 for one in pressed], [*begun.values()], page.chunk_seconds
+        )
+        for press in pressed:
             index = answer(page.shown, press)
             way = None if index is None else ways.get((page.session, page.shown[index].frame))
             if way is None or (page.session, press.sequence) not in came:
@@ -86,9 +94,9 @@ class Seen:
 
     def add(self, other: "Seen") -> None:
         """Count another page's along."""
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            if isinstance(mine, list):
-                mine += theirs
+        for name in ("whole", "parts", "distances", "page_says"):
+            getattr(self, name).extend(getattr(other, name))
+        self.quarters = [mine + theirs for mine, theirs in zip(self.quarters, other.quarters, strict=True)]
         self.unanswered += other.unanswered
 
 
@@ -110,7 +118,7 @@ async def measure(
         live = [first, *await asyncio.gather(*(page.is_live(LINE_SECONDS) for page in pages[1:]))]
         if not any(live):
             raise SystemExit("no page came to live; open one by hand to see why")
-        record = Record(address)
+        record = Record(address, with_pictures=link is not None)
         await record.fetch()
         keeping = asyncio.ensure_future(record.keep())
         playing = [page for page, is_live in zip(pages, live, strict=True) if is_live]
@@ -135,12 +143,10 @@ def summary(pages: Sequence[Watched], record: Record, viewers: int) -> dict[str,
         both.add(one)
         seconds = (page.ended - page.began) / 1000
         displayed = [frame.displayed for frame in page.shown if page.began <= frame.displayed <= page.ended]
-        quality = _quality(*page.counted, seconds)
+        quality = _quality(*page.counted, seconds) | _likeness(page, record)
         even.append(evenness(displayed, page.fps, seconds) | {"key_ms": spread(one.whole)} | quality)
     rates = [each["frames_a_second"] for each in even] + [0.0] * (viewers - len(pages))
     outside = [sum(each[name] for name in PARTS if name not in GENERATOR) for each in both.parts]
-    begun = {(way.run, way.chunk): way.begun for way in record.frames}
-    chunk_seconds = pages[0].chunk_seconds
     return {
         "presses": sum(page.pressed for page in pages),
         "unanswered": both.unanswered,
@@ -151,11 +157,11 @@ def summary(pages: Sequence[Watched], record: Record, viewers: int) -> dict[str,
         "pages": even,
         "checks": {
             **add_up(both.parts, both.whole),
-            "clock_exact_to_ms": round(max(page.exact for page in pages), 2),
+            "clock_exact_to_ms": round(max(page.clock[1] for page in pages), 2),
             "page_itself_off_ms": spread(both.page_says),
             "picture_agrees": agreement(both.distances),
             "marks_unread": sum(frame.frame is None for page in pages for frame in page.shown),
-            "presses_by_quarter_of_a_chunk": phases(both.pressed, list(begun.values()), chunk_seconds),
+            "presses_by_quarter_of_a_chunk": both.quarters,
         },
         "ms": [round(whole, 1) for whole in both.whole],
     }
@@ -177,6 +183,18 @@ def _quality(before: dict[str, Any] | None, after: dict[str, Any] | None, second
         "key_frames": since["keyFramesDecoded"],
         "jitter_buffer_ms": round(1000 * since["jitterBufferDelay"] / max(1, since["jitterBufferEmittedCount"]), 1),
     }
+
+
+def _likeness(page: Watched, record: Record) -> dict[str, Any]:
+    """How much like what was sent the page's pictures were, where they were kept."""
+    sent = {
+        frame % 2**FRAME_BITS: data for (session, frame), data in record.pictures.items() if session == page.session
+    }
+    found = [likeness(seen, sent[frame]) for frame, seen in page.wholes.items() if frame in sent]
+    if not found:
+        return {}
+    p50, p10 = np.percentile(found, (50, 10))
+    return {"psnr_db": {"p50": round(float(p50), 1), "p10": round(float(p10), 1), "pictures": len(found)}}
 
 
 async def opening(browser: Browser, address: str, times: int) -> dict[str, Any]:

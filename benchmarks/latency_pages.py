@@ -21,7 +21,7 @@ from benchmarks import live
 from benchmarks.latency_parts import Press, Shown, answer
 from benchmarks.relay import Relay
 from stream import mark
-from stream.trace import ControlTime, FrameTimes
+from stream.trace import KEPT_EVERY, ControlTime, FrameTimes
 
 ARGUMENTS = (*live.CHROMIUM, "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding")
 BAND = {"width": 160, "height": 32, "top": 0.4, "share": 0.35}
@@ -35,15 +35,14 @@ MARK = {
     "between": mark.BETWEEN,
     "wide": mark.WIDE,
 }
-SCRIPT = "(() => {{ const MARK = {}, BAND = {};\n{}\n}})();".format(
-    json.dumps(MARK), json.dumps(BAND), Path(__file__).with_name("latency.js").read_text()
-)
+SCRIPT = Path(__file__).with_name("latency.js")
 LIVE_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 0.35
 """From an answer to the next press, at least: so many frames say which way the picture moves before it."""
 PULL_EVERY = 20
 OFFSET_TRIES, LAST_OFFSET_TRIES = 6, 40
+SAME_CLOCK_MS = 0.2
 
 
 @contextlib.asynccontextmanager
@@ -57,6 +56,12 @@ async def chromium() -> AsyncIterator[Browser]:
             await browser.close()
 
 
+def _script(wholes: bool) -> str:
+    """latency.js with its numbers; with `wholes` it also keeps whole pictures, of the frames that the server keeps."""
+    given = json.dumps(MARK), json.dumps({**BAND, "every": KEPT_EVERY if wholes else 0})
+    return "(() => {{ const MARK = {}, BAND = {};\n{}\n}})();".format(*given, SCRIPT.read_text())
+
+
 class Watched:
     """A page of the service and what it noted so far."""
 
@@ -67,9 +72,11 @@ class Watched:
         self.told: list[dict[str, Any]] = []
         self.shown: list[Shown] = []
         self.bands: list[np.ndarray] = []
+        self.wholes: dict[int, np.ndarray] = {}
         self.pressed, self.began, self.ended = 0, 0.0, 0.0
         self.counted: list[dict[str, Any] | None] = []
-        self.offset, self.exact = 0.0, math.inf
+        self.ahead = (-math.inf, math.inf)
+        self.origin: float | None = None
 
     @classmethod
     async def open(
@@ -77,7 +84,7 @@ class Watched:
     ) -> "Watched":
         """A page with a world of this prompt, in a context of its own; its world may not have begun."""
         context = await browser.new_context(viewport={"width": 640, "height": 420})
-        await context.add_init_script(SCRIPT)
+        await context.add_init_script(_script(wholes=link is not None))
         if link:
             await link.guard(context)
         page = await context.new_page()
@@ -93,10 +100,11 @@ class Watched:
         return True
 
     async def press(self, count: int, seed: int) -> None:
-        """From `began` to `ended` turn to the other side `count` times, each at a random moment of a chunk, and wait for
-        each answer. What follows one by a fixed time and a chance that is even over one chunk is at an even phase.
+        """From `began` to `ended` turn to the other side `count` times, each at a random moment of a chunk, and wait
+        for each answer. What follows one by a fixed time and a chance that is even over a chunk is at an even phase.
         """
         chance, sides = random.Random(seed), ("l", "j")
+        await self.ask_for_origin()
         self.counted.append(await self.page.evaluate("harness.received()"))
         self.began = await self.page.evaluate("performance.now()")
         await self.page.keyboard.down(sides[0])
@@ -139,13 +147,36 @@ class Watched:
         self.shown += [Shown(*frame) for frame in noted["frames"]]
         bands = np.frombuffer(base64.b64decode(noted["bands"]), np.uint8)
         self.bands += list(bands.reshape(-1, BAND["height"], BAND["width"]))
+        for one in noted["wholes"]:
+            grey = np.frombuffer(base64.b64decode(one["grey"]), np.uint8)
+            self.wholes[one["frame"]] = grey.reshape(one["height"], one["width"])
 
     async def compare_clocks(self, tries: int = OFFSET_TRIES) -> None:
-        """See how many ms the server's clock is ahead of the page's: `offset`, exact to `exact` at most. The clocks do
-        not drift, so the quickest answer of all times counts."""
-        ahead, trip = await self.page.evaluate(f"harness.offset({tries})")
-        if trip < self.exact:
-            self.offset, self.exact = ahead, trip
+        """See how many ms the server's clock is ahead of the page's. Neither drifts: all that was ever seen counts."""
+        least, most = await self.page.evaluate(f"harness.ahead({tries})")
+        self.ahead = max(self.ahead[0], least), min(self.ahead[1], most)
+
+    async def ask_for_origin(self) -> None:
+        """When the page's clock was 0, by the browser's monotonic clock: on one machine that is the server's too."""
+        tools = await self.page.context.new_cdp_session(self.page)
+        await tools.send("Performance.enable")
+        metrics = (await tools.send("Performance.getMetrics"))["metrics"]
+        self.origin = next((1000 * one["value"] for one in metrics if one["name"] == "NavigationStart"), None)
+        await tools.detach()
+
+    @property
+    def clock(self) -> tuple[float, float]:
+        """How many ms the server's clock is ahead of the page's, and how exact that is: the origin where what was seen
+        allows it, that is, where both run on one machine."""
+        least, most = self.ahead
+        if self.origin is not None and least - SAME_CLOCK_MS <= self.origin <= most + SAME_CLOCK_MS:
+            return self.origin, 0.1  # pages see time in steps of 0.1 ms
+        return (least + most) / 2, (most - least) / 2
+
+    @property
+    def offset(self) -> float:
+        """How many ms the server's clock is ahead of the page's."""
+        return self.clock[0]
 
     @property
     def _welcome(self) -> dict[str, Any]:
@@ -174,8 +205,9 @@ class Watched:
 class Record:
     """What the server tells at /mark, fetched while it is remembered."""
 
-    def __init__(self, address: str) -> None:
-        self._address, self._count = address, 0
+    def __init__(self, address: str, with_pictures: bool = False) -> None:
+        self._address, self._count, self._with_pictures = address, 0, with_pictures
+        self.pictures: dict[tuple[str, int], bytes] = {}
         self.frames: list[FrameTimes] = []
         self.controls: list[ControlTime] = []
 
@@ -183,7 +215,12 @@ class Record:
         """Take over what is new."""
         told = await asyncio.to_thread(self._get)
         self._count = told["count"]
-        self.frames += [FrameTimes(*row) for row in told["frames"]]
+        new = [FrameTimes(*row) for row in told["frames"]]
+        self.frames += new
+        if self._with_pictures:
+            for way in new:
+                if way.frame % KEPT_EVERY == 0:
+                    await asyncio.to_thread(self._get_picture, way)
         self.controls += [ControlTime(*row) for row in told["controls"]]
 
     def _get(self) -> dict[str, Any]:
@@ -193,7 +230,12 @@ class Record:
         except urllib.error.HTTPError:
             raise SystemExit(f"{self._address} has no /mark: start it with `chunkcast serve --mark`") from None
 
-    async def keep(self, seconds: float = 60.0) -> None:
+    def _get_picture(self, way: FrameTimes) -> None:
+        with contextlib.suppress(urllib.error.HTTPError):  # not kept any more
+            with urllib.request.urlopen(f"{self._address}/mark/{way.run}/{way.frame}", timeout=10) as response:
+                self.pictures[way.run.partition(".")[0], way.frame] = response.read()
+
+    async def keep(self, seconds: float = 30.0) -> None:
         """Fetch now and then, until cancelled."""
         while True:
             await asyncio.sleep(seconds)

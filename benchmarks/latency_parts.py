@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.mark import FRAME_BITS, SEQUENCE_BITS
+from stream.mark import FRAME_BITS, SEQUENCE_BITS, rows
 from stream.trace import FrameTimes
 
 PARTS = (
@@ -148,6 +148,15 @@ def agreement(distances: Sequence[int | None]) -> dict[str, Any]:
     }
 
 
+def likeness(seen: np.ndarray, sent: bytes) -> float:
+    """PSNR in dB of a picture in grey (H, W) against the RGB bytes of the frame that was sent, below the mark."""
+    height, width = seen.shape
+    red, green, blue = np.moveaxis(np.frombuffer(sent, np.uint8).reshape(height, width, 3).astype(np.int32), 2, 0)
+    below = rows(width)
+    error = ((red + 2 * green + blue >> 2) - seen.astype(np.int32))[below:]
+    return float(10 * np.log10(255**2 / max(1e-9, float(np.mean(error**2)))))
+
+
 # Many of them.
 
 
@@ -186,8 +195,12 @@ def phases(pressed: Sequence[float], begun: Sequence[float], period: float) -> l
 
 
 def add_up(parts: Sequence[Mapping[str, float]], wholes: Sequence[float]) -> dict[str, float]:
-    """How far the parts of a press are from the whole that the page measured, at most, in ms, and how many parts of how
-    many presses are below zero by more than a millisecond, which would be a clock that is off."""
+    """How far the parts of a press are from the whole that the page measured, at most, in ms, how many of all parts are
+    below zero by more than a millisecond, which would be a clock that is off, and the least of them."""
     differences = [abs(sum(each.values()) - whole) for each, whole in zip(parts, wholes, strict=True)]
-    negative = sum(value < -1 for each in parts for value in each.values())
-    return {"most_off_ms": round(max(differences, default=0.0), 3), "negative_parts": negative}
+    values = [value for each in parts for value in each.values()]
+    return {
+        "most_off_ms": round(max(differences, default=0.0), 3),
+        "negative_parts": sum(value < -1 for value in values),
+        "least_part_ms": round(min(values, default=0.0), 1),
+    }

@@ -535,6 +535,13 @@ def _add_mark_route(app: FastAPI, trace: Trace) -> None:
     async def mark(since: int = 0) -> Response:
         return JSONResponse(trace.since(since))
 
+    @app.get("/mark/{run}/{frame}")
+    async def picture(run: str, frame: int) -> Response:
+        image = trace.picture(run, frame)
+        if image is None:
+            return PlainTextResponse("This frame is not kept.\n", 404)
+        return Response(image.tobytes(), media_type="application/octet-stream")
+
 
 def _add_machines_routes(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")

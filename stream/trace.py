@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline.chunk import Chunk
 from stream.mark import Mark, stamp
 from stream.pacer import Paced
 
 REMEMBERED = 8192
 """Frames, and controls: with two viewers at 16 frames/s what happened in the last four minutes."""
+KEPT_EVERY, KEPT = 32, 64
+"""Of so many frames one picture is kept, to be compared with what a viewer saw of it; and so many at most."""
 
 
 class FrameTimes(NamedTuple):
@@ -53,6 +57,7 @@ class Trace:
         self._frames: deque[tuple[int, FrameTimes]] = deque(maxlen=REMEMBERED)
         self._controls: deque[tuple[int, ControlTime]] = deque(maxlen=REMEMBERED)
         self._newest: dict[str, int] = {}
+        self._pictures: dict[tuple[str, int], np.ndarray] = {}
         self._count = 0
 
     def came(self, session: str, sequence: int) -> None:
@@ -70,14 +75,17 @@ class Trace:
             self._on_way[chunk.session, frame] = FrameTimes(
                 chunk.session, frame, chunk.index, chunk.sequence, chunk.begun, denoise, seconds.get("decode"), now
             )
-        while len(self._on_way) > REMEMBERED:
-            del self._on_way[next(iter(self._on_way))]
+        _forget_oldest(self._on_way, REMEMBERED)
 
     def took(self, paced: Paced) -> None:
         """A frame leaves the pacer: it gets its mark."""
         stamp(paced.image, Mark(paced.frame, paced.chunk, paced.sequence))
-        if (key := (paced.run, paced.frame)) in self._on_way:
+        key = (paced.run, paced.frame)
+        if key in self._on_way:
             self._on_way[key] = self._on_way[key]._replace(took=self._clock())
+        if paced.frame % KEPT_EVERY == 0:
+            self._pictures[key] = paced.image.copy()
+            _forget_oldest(self._pictures, KEPT)
 
     def sent(self, paced: Paced, rtp: int | None) -> None:
         """A frame has been given to the network."""
@@ -85,8 +93,17 @@ class Trace:
             self._frames.append((self._count, found._replace(sent=self._clock(), rtp=rtp)))
             self._count += 1
 
+    def picture(self, run: str, frame: int) -> np.ndarray | None:
+        """A frame (H, W, 3) uint8 RGB as it left the pacer; None where it was not kept, or is not any more."""
+        return self._pictures.get((run, frame))
+
     def since(self, count: int) -> dict[str, Any]:
         """What came and was sent after the first `count` of both, as far as remembered, their count, the time now."""
         frames = [way for number, way in self._frames if number >= count]
         controls = [control for number, control in self._controls if number >= count]
         return {"now": self._clock(), "count": self._count, "frames": frames, "controls": controls}
+
+
+def _forget_oldest(kept: dict[Any, Any], most: int) -> None:
+    while len(kept) > most:
+        del kept[next(iter(kept))]

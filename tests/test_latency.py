@@ -17,6 +17,7 @@ from benchmarks.latency_parts import (
     answer,
     by_frame,
     evenness,
+    likeness,
     phases,
     presses,
     reached,
@@ -42,12 +43,12 @@ def test_the_parts_of_a_press_are_what_happened_and_add_up_to_the_whole():
         "network": 1, "jitter_buffer": 5, "browser_decode": 2, "display": 16,
     }  # fmt: skip
     assert sum(parts.values()) == pytest.approx(SHOWN.displayed - PRESS.at)
-    assert add_up([parts], [328.0]) == {"most_off_ms": 0, "negative_parts": 0}
+    assert add_up([parts], [328.0]) == {"most_off_ms": 0, "negative_parts": 0, "least_part_ms": 1}
 
 
 def test_a_clock_that_is_off_shows_as_a_negative_part_and_a_part_that_is_missing_as_a_difference():
     off = split(PRESS, 1.502, WAY, SHOWN, OFFSET - 5)
-    assert add_up([off], [328.0]) == {"most_off_ms": 0, "negative_parts": 1}
+    assert add_up([off], [328.0]) == {"most_off_ms": 0, "negative_parts": 1, "least_part_ms": -4}
     assert add_up([{**off, "queue": 0.0}], [328.0])["most_off_ms"] == 70
 
 
@@ -97,6 +98,14 @@ def test_the_picture_itself_tells_with_which_frame_it_turns():
     assert turn(world([0, 5, 10, 9, 14]), 1, 4, direction=-1) is None, "one frame alone is no turn"
 
 
+def test_a_picture_is_compared_with_the_one_that_was_sent_below_the_mark():
+    sent = np.random.default_rng(0).integers(0, 250, (192, 320, 3), np.uint8)
+    seen = (sent.astype(int) @ (1, 2, 1) >> 2).astype(np.uint8)
+    seen[:16] = 0
+    assert likeness(seen, sent.tobytes()) > 90
+    assert likeness(seen + 5, sent.tobytes()) == pytest.approx(34.15, abs=0.01)
+
+
 def test_frames_and_gaps_are_counted_over_all_the_time_and_freezes_as_webrtc_does():
     steady = np.arange(0, 1000, 62.5)
     found = evenness([*steady, *(steady + 1300.0)], 16, 4.0)
@@ -144,4 +153,5 @@ def test_a_run_through_a_bad_link_shows_its_delay(marked, capsys):
     run = link["viewers"]["1"]
     assert link["link"]["delay"] == 60 and run["packets"]["passed"] > 50
     assert run["parts_ms"]["to_server"]["p50"] > 50
+    assert run["pages"][0]["psnr_db"]["p50"] > 15
     assert run["pages"][0]["way"] != "webrtc" or run["parts_ms"]["network"]["p50"] > 45

@@ -6,7 +6,7 @@ from serving import hear, say, serving
 from pipeline.chunk import Chunk
 from stream.mark import Mark, read
 from stream.pacer import Paced
-from stream.trace import REMEMBERED, ControlTime, FrameTimes, Trace
+from stream.trace import KEPT, KEPT_EVERY, REMEMBERED, ControlTime, FrameTimes, Trace
 
 
 def chunk(frames=4, **changes):
@@ -32,6 +32,16 @@ def test_a_frame_is_stamped_as_it_leaves_and_its_way_is_told_once_it_is_sent(clo
     assert (told["now"], told["count"]) == (1000.51, 1)
     assert told["frames"] == [FrameTimes("a.1", 9, 2, 5, 999.0, 0.05, 0.05, 1000.0, 1000.5, 1000.51, 4711)]
     assert trace.since(1)["frames"] == []
+
+
+def test_some_pictures_are_kept_as_they_left_and_the_oldest_of_them_are_forgotten():
+    trace = Trace()
+    for frame in range(0, KEPT_EVERY * (KEPT + 2) + 1, 16):
+        made = chunk(1, first_frame=frame)
+        trace.took(paced(made, 0))
+    assert trace.picture("a.1", 16) is None, "not one of those that are kept"
+    assert trace.picture("a.1", 0) is None and trace.picture("a.1", 2 * KEPT_EVERY) is None
+    assert read(trace.picture("a.1", 3 * KEPT_EVERY)).frame == 3 * KEPT_EVERY
 
 
 def test_a_control_came_when_it_came_first_and_an_older_one_is_no_news(clock):
@@ -83,4 +93,7 @@ async def test_a_server_with_marks_tells_the_way_of_what_a_viewer_saw_and_others
         ways = {way.frame: way for way in (FrameTimes(*way) for way in told["frames"])}
         first = next(mark for mark in marks if mark and mark.sequence == 1)
         assert ways[first.frame].sequence == 1 and ways[first.frame].chunk == first.chunk
+        picture = await marked.http.get(f"/mark/{session}.1/0")
+        assert len(picture.content) == 160 * 96 * 3
+        assert (await marked.http.get(f"/mark/{session}.1/1")).status_code == 404
         assert came < ways[first.frame].arrived < ways[first.frame].took < ways[first.frame].sent < told["now"]
