@@ -76,9 +76,8 @@ class Seen:
         ways, says = by_frame(record.frames), {sent[1]: sent[3] for sent in page.sent if sent[0] == "shown"}
         pressed = presses(page.keys, page.sent)[1:]
         begun = {way.chunk: way.begun for way in record.frames if way.run.startswith(f"{page.session}.")}
-        self.quarters = phases(
-            [(one.at + page.offset) / 1000 for one in pressed], [*begun.values()], page.chunk_seconds
-        )
+        moments = [(one.at + page.offset) / 1000 for one in pressed]
+        self.quarters = phases(moments, list(begun.values()), page.chunk_seconds)
         for press in pressed:
             index = answer(page.shown, press)
             way = None if index is None else ways.get((page.session, page.shown[index].frame))

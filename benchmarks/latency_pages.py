@@ -231,9 +231,11 @@ class Record:
             raise SystemExit(f"{self._address} has no /mark: start it with `chunkcast serve --mark`") from None
 
     def _get_picture(self, way: FrameTimes) -> None:
-        with contextlib.suppress(urllib.error.HTTPError):  # not kept any more
+        try:
             with urllib.request.urlopen(f"{self._address}/mark/{way.run}/{way.frame}", timeout=10) as response:
                 self.pictures[way.run.partition(".")[0], way.frame] = response.read()
+        except urllib.error.HTTPError:
+            return  # not kept any more
 
     async def keep(self, seconds: float = 30.0) -> None:
         """Fetch now and then, until cancelled."""

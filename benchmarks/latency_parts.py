@@ -84,6 +84,7 @@ def answer(shown: Sequence[Shown], press: Press) -> int | None:
 def split(press: Press, came: float, way: FrameTimes, shown: Shown, offset: float) -> dict[str, float]:
     """The parts of a press in ms, from the key to the screen; they follow each other without a gap.
 
+    `way` is one of by_frame().
     Where the engine does not say how long it decoded, handing over is in "decode"; where the page does not know when a
     frame was received, all from the server to the screen's queue is in "network".
     """
@@ -107,8 +108,14 @@ def split(press: Press, came: float, way: FrameTimes, shown: Shown, offset: floa
 
 
 def by_frame(ways: Iterable[FrameTimes]) -> dict[tuple[str, int], FrameTimes]:
-    """Frames' ways by the session's name and the frame's number as a mark has it."""
-    return {(way.run.partition(".")[0], way.frame % 2**FRAME_BITS): way for way in ways}
+    """Frames' ways by the session's name and the frame's number as a mark has it.
+
+    Of a chunk that came in parts the last one says how long denoising took.
+    """
+    ways = list(ways)
+    denoise = {(way.run, way.chunk): way.denoise for way in ways if way.denoise is not None}
+    told = [way._replace(denoise=denoise.get((way.run, way.chunk), 0.0)) for way in ways]
+    return {(way.run.partition(".")[0], way.frame % 2**FRAME_BITS): way for way in told}
 
 
 # The picture itself.

@@ -186,11 +186,11 @@ class Session:
 class Chunk:
     """One chunk of one session, ready to show.
 
+    `begun` is when its making began and the control was read, by time.monotonic().
     `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
     the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not; `guessed_words` are
     words of it that no one listed, each with what it was taken for;
-    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...), `begun` when its making began and
-    the control was read, by time.monotonic().
+    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...).
     """
 
     session: str
@@ -201,8 +201,8 @@ class Chunk:
     scene: str = ""
     unknown_words: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-    guessed_words: tuple[tuple[str, str], ...] = ()
     begun: float = 0.0
+    guessed_words: tuple[tuple[str, str], ...] = ()
 
 
 NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)

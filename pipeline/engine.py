@@ -371,13 +371,13 @@ class Engine:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
+            begun=watch.begun,
             first_frame=slot.frame,
             frames=NO_FRAMES,
             sequence=slot.held.sequence,
             scene=slot.encoded.scene,
             unknown_words=slot.encoded.unknown_words,
             guessed_words=slot.encoded.guessed_words,
-            begun=watch.begun,
         )
         slot.chunk += 1
         slot.frame += len(frames.pixels)

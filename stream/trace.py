@@ -22,7 +22,8 @@ KEPT_EVERY, KEPT = 32, 64
 
 class FrameTimes(NamedTuple):
     """A frame's way: its chunk was begun (and the control read), took `denoise` and `decode` seconds (None where the
-    engine does not say), arrived in the server, and the frame left the pacer and was given to the network.
+    engine does not say, as of a chunk's first part), arrived in the server, and the frame left the pacer and was given
+    to the network.
 
     `run` is the session's name in the engine, `rtp` the frame's timestamp.
     """
@@ -32,7 +33,7 @@ class FrameTimes(NamedTuple):
     chunk: int
     sequence: int
     begun: float
-    denoise: float
+    denoise: float | None
     decode: float | None
     arrived: float
     took: float = 0.0
@@ -70,7 +71,7 @@ class Trace:
     def arrived(self, chunk: Chunk) -> None:
         """A chunk, or a part of one, is in the server."""
         now, seconds = self._clock(), chunk.seconds
-        denoise = seconds.get("prepare", 0.0) + seconds.get("denoise", 0.0)
+        denoise = seconds["denoise"] + seconds.get("prepare", 0.0) if "denoise" in seconds else None
         for frame in range(chunk.first_frame, chunk.first_frame + len(chunk.frames)):
             self._on_way[chunk.session, frame] = FrameTimes(
                 chunk.session, frame, chunk.index, chunk.sequence, chunk.begun, denoise, seconds.get("decode"), now

@@ -84,6 +84,12 @@ def test_the_way_of_a_frame_is_found_by_session_and_number_whatever_the_run():
     assert by_frame([WAY._replace(run="a.3", frame=2**20 + 4)]) == {("a", 4): WAY._replace(run="a.3", frame=2**20 + 4)}
 
 
+def test_of_a_chunk_in_parts_the_last_one_says_how_long_all_of_it_was_denoised():
+    first, other = WAY._replace(frame=39, denoise=None, decode=None), WAY._replace(chunk=11, frame=41, denoise=None)
+    ways = by_frame([first, WAY, other])
+    assert ways["a", 39] == first._replace(denoise=0.05) and ways["a", 41].denoise == 0.0
+
+
 def world(places):
     """Bands (16, 80) of a scene at these places, in pixels to the right."""
     scene = np.random.default_rng(0).normal(size=(16, 400)).cumsum(1)
@@ -130,10 +136,10 @@ def marked():
 
 @pytest.mark.browser
 def test_a_short_run_measures_presses_whose_parts_add_up_and_draws_them(marked, capsys, tmp_path):
-    assert latency.main(f"--url {marked} --viewers 1 --presses 4 --opens 0 --prompts 1".split()) == 0
+    assert latency.main(f"--url {marked} --viewers 1 --presses 3 --opens 0 --prompts 1".split()) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     run = result["viewers"]["1"]
-    assert (run["presses"], run["unanswered"], len(run["ms"])) == (4, 0, 4)
+    assert (run["presses"], run["unanswered"], len(run["ms"])) == (3, 0, 3)
     assert run["checks"]["most_off_ms"] < 0.1 and run["checks"]["marks_unread"] == 0
     assert run["checks"]["page_itself_off_ms"]["p99"] < 20
     agrees = run["checks"]["picture_agrees"]

@@ -54,7 +54,7 @@ def test_a_control_came_when_it_came_first_and_an_older_one_is_no_news(clock):
 
 def test_a_chunk_in_two_parts_is_told_by_its_frames_and_what_the_engine_does_not_say_is_none(clock):
     trace = Trace(clock)
-    first = chunk(1, seconds={"denoise": 0.04})
+    first = chunk(1, seconds={})
     trace.arrived(first)
     clock.advance(0.02)
     rest = chunk(3, first_frame=9)
@@ -63,8 +63,8 @@ def test_a_chunk_in_two_parts_is_told_by_its_frames_and_what_the_engine_does_not
         trace.took(paced(part, 0))
         trace.sent(paced(part, 0), None)
     one, other = trace.since(0)["frames"]
-    assert (one.frame, one.decode, one.arrived) == (8, None, 1000.0)
-    assert (other.frame, other.decode, other.arrived) == (9, 0.05, 1000.02)
+    assert (one.frame, one.denoise, one.decode, one.arrived) == (8, None, None, 1000.0)
+    assert (other.frame, other.denoise, other.decode, other.arrived) == (9, 0.05, 0.05, 1000.02)
 
 
 def test_frames_that_no_one_fetches_are_forgotten():
