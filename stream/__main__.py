@@ -164,8 +164,8 @@ def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--mark",
         action="store_true",
-        help="for measurements: write into each frame's top rows which one it is and what it obeys, and tell all who "
-        "ask at /mark when it was made and left",
+        help="for measurements: write into each frame's top rows which one it is and what it obeys, and tell at "
+        "/mark, to all who may see worlds, when it was made and left",
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
 
@@ -24,7 +24,7 @@ from pipeline.chunk import Chunk
 from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
 from stream.catalogue import Catalogue
-from stream.doors import Doors, NoAccess, TooMany, is_welcome
+from stream.doors import Doors, NoAccess, TooMany, bearer, is_welcome
 from stream.fairness import Fairness
 from stream.frames import Frames
 from stream.hub import Hub
@@ -490,7 +490,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
     if service.trace:
-        _add_mark_route(app, service.trace)
+        _add_mark_routes(app, service.trace, service.doors)
     whep.add_routes(app, service, service.allowed_origins)
     router = api.routes(service.hub, service.archive, service.doors, service.catalogue)
     app.include_router(router)
@@ -530,12 +530,20 @@ def _file(name: str) -> Response:
     return Response(file.read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
 
 
-def _add_mark_route(app: FastAPI, trace: Trace) -> None:
-    @app.get("/mark")
+def _add_mark_routes(app: FastAPI, trace: Trace, doors: Doors) -> None:
+    """What is traced, for all who may see worlds here."""
+
+    def check(request: Request) -> None:
+        try:
+            doors.check_token(bearer(request.headers.get("authorization")))
+        except NoAccess as error:
+            raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from None
+
+    @app.get("/mark", dependencies=[Depends(check)])
     async def mark(since: int = 0) -> Response:
         return JSONResponse(trace.since(since))
 
-    @app.get("/mark/{run}/{frame}")
+    @app.get("/mark/{run}/{frame}", dependencies=[Depends(check)])
     async def picture(run: str, frame: int) -> Response:
         image = trace.picture(run, frame)
         if image is None:

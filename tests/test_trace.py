@@ -4,6 +4,7 @@ import numpy as np
 from serving import hear, say, serving
 
 from pipeline.chunk import Chunk
+from stream.doors import Doors
 from stream.mark import Mark, read
 from stream.pacer import Paced
 from stream.trace import KEPT, KEPT_EVERY, REMEMBERED, ControlTime, FrameTimes, Trace
@@ -77,6 +78,10 @@ def test_frames_that_no_one_fetches_are_forgotten():
 
 async def test_a_server_with_marks_tells_the_way_of_what_a_viewer_saw_and_others_tell_nothing(client, player):
     assert (await client.http.get("/mark")).status_code == 404
+    async with serving(marks=True, doors=Doors(token="s3cret-s3cret-s3cret")) as guarded:
+        assert [(await guarded.http.get(path)).status_code for path in ("/mark", "/mark/a.1/0")] == [401, 401]
+        allowed = {"Authorization": "Bearer s3cret-s3cret-s3cret"}
+        assert (await guarded.http.get("/mark", headers=allowed)).json()["frames"] == []
     async with serving(marks=True) as marked, marked.page() as page:
         welcome = await hear(page, "welcome")
         await hear(page, "live")
