@@ -133,6 +133,8 @@ function reached(sequence, target) {
 }
 
 window.harness = {
+  read: readMark,
+
   /** True once a frame that obeys the newest control is displayed, false after so many seconds without. */
   answered(seconds) {
     return new Promise((resolve) => {

@@ -56,7 +56,7 @@ async def chromium() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-def _script(wholes: bool) -> str:
+def script(wholes: bool = False) -> str:
     """latency.js with its numbers; with `wholes` it also keeps whole pictures, of the frames that the server keeps."""
     given = json.dumps(MARK), json.dumps({**BAND, "every": KEPT_EVERY if wholes else 0})
     return "(() => {{ const MARK = {}, BAND = {};\n{}\n}})();".format(*given, SCRIPT.read_text())
@@ -84,7 +84,7 @@ class Watched:
     ) -> "Watched":
         """A page with a world of this prompt, in a context of its own; its world may not have begun."""
         context = await browser.new_context(viewport={"width": 640, "height": 420})
-        await context.add_init_script(_script(wholes=link is not None))
+        await context.add_init_script(script(wholes=link is not None))
         if link:
             await link.guard(context)
         page = await context.new_page()

@@ -201,13 +201,10 @@ def phases(pressed: Sequence[float], begun: Sequence[float], period: float) -> l
     return quarters
 
 
-def add_up(parts: Sequence[Mapping[str, float]], wholes: Sequence[float]) -> dict[str, float]:
-    """How far the parts of a press are from the whole that the page measured, at most, in ms, how many of all parts are
-    below zero by more than a millisecond, which would be a clock that is off, and the least of them."""
+def add_up(parts: Sequence[Mapping[str, float]], wholes: Sequence[float]) -> dict[str, Any]:
+    """How far the parts of a press are from the whole that the page measured, at most, in ms; and which parts are below
+    zero by more than a millisecond, how often, and the least of them: if those of all presses are, a clock is off."""
     differences = [abs(sum(each.values()) - whole) for each, whole in zip(parts, wholes, strict=True)]
-    values = [value for each in parts for value in each.values()]
-    return {
-        "most_off_ms": round(max(differences, default=0.0), 3),
-        "negative_parts": sum(value < -1 for value in values),
-        "least_part_ms": round(min(values, default=0.0), 1),
-    }
+    below = {name: [each[name] for each in parts if each[name] < -1] for name in PARTS}
+    negative = {name: {"times": len(few), "least_ms": round(min(few), 1)} for name, few in below.items() if few}
+    return {"most_off_ms": round(max(differences, default=0.0), 3), "negative_parts": negative}

@@ -1,13 +1,17 @@
 """benchmarks/latency.py: the parts of a press, what the picture itself says, and a short run in a real Chromium."""
 
+import base64
+import io
 import itertools
 import json
 
 import numpy as np
 import pytest
 from browser import chromium_path
+from PIL import Image
 
 from benchmarks import latency, plot_latency
+from benchmarks.latency_pages import chromium, script
 from benchmarks.latency_parts import (
     PARTS,
     Press,
@@ -27,6 +31,7 @@ from benchmarks.latency_parts import (
     turn,
 )
 from benchmarks.visitors import served
+from stream.mark import Mark, stamp
 from stream.trace import FrameTimes
 
 OFFSET = 500.0  # ms: the server's 1.0 s is the page's 500 ms
@@ -43,12 +48,15 @@ def test_the_parts_of_a_press_are_what_happened_and_add_up_to_the_whole():
         "network": 1, "jitter_buffer": 5, "browser_decode": 2, "display": 16,
     }  # fmt: skip
     assert sum(parts.values()) == pytest.approx(SHOWN.displayed - PRESS.at)
-    assert add_up([parts], [328.0]) == {"most_off_ms": 0, "negative_parts": 0, "least_part_ms": 1}
+    assert add_up([parts], [328.0]) == {"most_off_ms": 0, "negative_parts": {}}
 
 
 def test_a_clock_that_is_off_shows_as_a_negative_part_and_a_part_that_is_missing_as_a_difference():
     off = split(PRESS, 1.502, WAY, SHOWN, OFFSET - 5)
-    assert add_up([off], [328.0]) == {"most_off_ms": 0, "negative_parts": 1, "least_part_ms": -4}
+    assert add_up([off], [328.0]) == {
+        "most_off_ms": 0,
+        "negative_parts": {"network": {"times": 1, "least_ms": -4}},
+    }
     assert add_up([{**off, "queue": 0.0}], [328.0])["most_off_ms"] == 70
 
 
@@ -126,25 +134,59 @@ def test_spreads_and_phases_and_agreement_say_what_they_count():
     assert agreement([0, 1, -2, None]) == {"presses": 4, "told": 3, "same_frame": 1, "within_a_frame": 2}
 
 
+READ = """async (address) => {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return harness.read(image, image.width);
+}"""
+
+
+@pytest.mark.browser
+async def test_the_pages_reader_reads_what_the_server_writes_and_nothing_where_nothing_is():
+    chromium_path()
+    async with chromium() as browser:
+        page = await browser.new_page()
+        await page.add_init_script(script())
+        await page.goto("data:text/html,<video id=video></video>")
+        for size in ((256, 256), (320, 192), (832, 480)):
+            image = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)
+            assert await page.evaluate(READ, as_address(image)) is None
+            stamp(image, Mark(1_000_000, 50_000, 40_000))
+            assert await page.evaluate(READ, as_address(image)) == [1_000_000, 50_000, 40_000], size
+
+
+def as_address(image):
+    """The image as a data: URL."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 @pytest.fixture(scope="module")
 def marked():
-    """The address of a server of synthetic frames with marks."""
+    """The address of a server of synthetic frames with marks, for one viewer at once."""
     chromium_path()
-    with served(["benchmarks.synthetic", "--mark"]) as (address, _):
+    with served(["benchmarks.synthetic", "--slots", "1", "--mark"]) as (address, _):
         yield address
 
 
 @pytest.mark.browser
-def test_a_short_run_measures_presses_whose_parts_add_up_and_draws_them(marked, capsys, tmp_path):
-    assert latency.main(f"--url {marked} --viewers 1 --presses 3 --opens 0 --prompts 1".split()) == 0
+def test_a_short_run_measures_presses_whose_parts_add_up_and_counts_a_page_in_line_as_zero(
+    marked, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(latency, "LINE_SECONDS", 0.5)
+    assert latency.main(f"--url {marked} --viewers 2 --presses 3 --opens 0 --prompts 1".split()) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    run = result["viewers"]["1"]
+    run = result["viewers"]["2"]
     assert (run["presses"], run["unanswered"], len(run["ms"])) == (3, 0, 3)
     assert run["checks"]["most_off_ms"] < 0.1 and run["checks"]["marks_unread"] == 0
     assert run["checks"]["page_itself_off_ms"]["p99"] < 20
     agrees = run["checks"]["picture_agrees"]
     assert agrees["told"] >= 3 and agrees["within_a_frame"] == agrees["told"]
-    assert 0 < run["key_to_pixel_ms"]["p50"] < 2000 and run["frames_a_second_of_all"] > 8
+    assert 0 < run["key_to_pixel_ms"]["p50"] < 2000 and len(run["pages"]) == 1
+    assert run["frames_a_second_of_all"] == pytest.approx(run["pages"][0]["frames_a_second"] / 2, abs=0.01)
+    assert run["pages"][0]["frames_a_second"] > 8
     assert run["pages"][0]["way"] == "webrtc" and result["prompt"]["ms"]["p50"] > 0 and result["commit"]
     pytest.importorskip("matplotlib")
     plot_latency.draw(result, tmp_path / "latency.png")
