@@ -197,7 +197,11 @@ def _likeness(page: Watched, record: Record) -> dict[str, Any]:
 
 
 async def opening(browser: Browser, address: str, times: int) -> dict[str, Any]:
-    """Opened page to first picture: of the first session after the start, and of later ones."""
+    """Opened page to first picture: of the first session after the start, and of later ones; the browser has been in
+    use before."""
+    context = await browser.new_context()
+    await (await context.new_page()).goto(f"{address}/healthz")
+    await context.close()
     found = [await first_picture(browser, address, PROMPTS[0]) for _ in range(times + 1)]
     warm = [each["picture"] for each in found[1:] if each]
     return {"first": found[0], "warm_ms": spread(warm), "warm_without_picture": found[1:].count(None)}

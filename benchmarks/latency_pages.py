@@ -41,7 +41,7 @@ ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 0.35
 """From an answer to the next press, at least: so many frames say which way the picture moves before it."""
 PULL_EVERY = 20
-OFFSET_TRIES, LAST_OFFSET_TRIES = 6, 40
+OFFSET_TRIES, LAST_OFFSET_TRIES = 6, 15
 SAME_CLOCK_MS = 0.2
 
 

@@ -172,6 +172,7 @@ def marked():
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_short_run_measures_presses_whose_parts_add_up_and_counts_a_page_in_line_as_zero(
     marked, capsys, tmp_path, monkeypatch
 ):
@@ -195,7 +196,7 @@ def test_a_short_run_measures_presses_whose_parts_add_up_and_counts_a_page_in_li
 
 @pytest.mark.browser
 def test_a_run_through_a_bad_link_shows_its_delay(marked, capsys):
-    line = f"--url {marked} --viewers 1 --presses 2 --netem delay=60,jitter=5,loss=1,rate=1500"
+    line = f"--url {marked} --viewers 1 --presses 1 --netem delay=60,jitter=5,loss=1,rate=1500"
     assert latency.main(line.split()) == 0
     [link] = json.loads(capsys.readouterr().out.splitlines()[-1])["links"]
     run = link["viewers"]["1"]
