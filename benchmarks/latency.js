@@ -7,6 +7,7 @@ const peers = [];
 const clock = () => performance.now();
 let newest = 0; // the newest control that was sent
 let waiting = () => {};
+let drawn = 0; // frames, onto the page's canvas
 
 addEventListener("keydown", (event) => event.repeat || noted.keys.push([event.key, event.timeStamp]), true);
 
@@ -44,15 +45,15 @@ CanvasRenderingContext2D.prototype.drawImage = function (source, ...place) {
   draw.call(this, source, ...place);
   if (this.canvas.id !== "canvas" || !(source instanceof VideoFrame)) return;
   const now = clock();
-  note(this.canvas, this.canvas.width, this.canvas.height, [now, now, null, 0, source.timestamp % 2 ** 32]);
+  note(this.canvas, this.canvas.width, this.canvas.height, [now, now, null, 0, source.timestamp % 2 ** 32, ++drawn]);
 };
 
 addEventListener("DOMContentLoaded", () => {
   const video = document.getElementById("video");
   const onframe = (now, frame) => {
-    const { presentationTime, expectedDisplayTime, receiveTime, processingDuration, rtpTimestamp } = frame;
-    const times = [presentationTime, expectedDisplayTime, receiveTime ?? null, 1000 * (processingDuration ?? 0), rtpTimestamp ?? null];
-    note(video, video.videoWidth, video.videoHeight, times);
+    const { presentationTime, expectedDisplayTime, receiveTime, processingDuration, rtpTimestamp, presentedFrames } = frame;
+    const decoding = [receiveTime ?? null, 1000 * (processingDuration ?? 0), rtpTimestamp ?? null, presentedFrames];
+    note(video, video.videoWidth, video.videoHeight, [presentationTime, expectedDisplayTime, ...decoding]);
     video.requestVideoFrameCallback(onframe);
   };
   video.requestVideoFrameCallback(onframe);

@@ -75,9 +75,8 @@ class Seen:
         came = {(one.session, one.sequence): one.came for one in record.controls}
         ways, says = by_frame(record.frames), {sent[1]: sent[3] for sent in page.sent if sent[0] == "shown"}
         pressed = presses(page.keys, page.sent)[1:]
-        begun = {way.chunk: way.begun for way in record.frames if way.run.startswith(f"{page.session}.")}
         moments = [(one.at + page.offset) / 1000 for one in pressed]
-        self.quarters = phases(moments, list(begun.values()), page.chunk_seconds)
+        self.quarters = phases(moments, _starts(record, page.session), page.chunk_seconds)
         for press in pressed:
             index = answer(page.shown, press)
             way = None if index is None else ways.get((page.session, page.shown[index].frame))
@@ -97,6 +96,15 @@ class Seen:
             getattr(self, name).extend(getattr(other, name))
         self.quarters = [mine + theirs for mine, theirs in zip(self.quarters, other.quarters, strict=True)]
         self.unanswered += other.unanswered
+
+
+def _starts(record: Record, session: str) -> list[float]:
+    """When each chunk's first frame left the server, in its seconds."""
+    starts: dict[int, float] = {}
+    for way in record.frames:
+        if way.run.startswith(f"{session}."):
+            starts[way.chunk] = min(way.took, starts.get(way.chunk, way.took))
+    return list(starts.values())
 
 
 def _distance(page: Watched, press: Press, index: int) -> int | None:
@@ -141,9 +149,9 @@ def summary(pages: Sequence[Watched], record: Record, viewers: int) -> dict[str,
         one.take(page, record)
         both.add(one)
         seconds = (page.ended - page.began) / 1000
-        displayed = [frame.displayed for frame in page.shown if page.began <= frame.displayed <= page.ended]
+        during = [frame for frame in page.shown if page.began <= frame.displayed <= page.ended]
         quality = _quality(*page.counted, seconds) | _likeness(page, record)
-        even.append(evenness(displayed, page.fps, seconds) | {"key_ms": spread(one.whole)} | quality)
+        even.append(evenness(during, page.fps, seconds) | {"key_ms": spread(one.whole)} | quality)
     rates = [each["frames_a_second"] for each in even] + [0.0] * (viewers - len(pages))
     outside = [sum(each[name] for name in PARTS if name not in GENERATOR) for each in both.parts]
     return {

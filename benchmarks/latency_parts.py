@@ -4,6 +4,7 @@ Times of a page are ms of its performance.now(), those of the server seconds of 
 many ms the server's clock is ahead of a page's. A band (H, W) is a part of a displayed picture in grey.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ FREEZE_FRAMES, FREEZE_SECONDS = 3, 0.150
 class Shown(NamedTuple):
     """A frame on a page: what its mark says (None where it could not be read) and, in ms of the page, when it was
     presented, was to be displayed, and its last packet was received (None where the page does not know), how long
-    the browser decoded it, and its RTP timestamp."""
+    the browser decoded it, its RTP timestamp, and how many frames had been presented with it. (A page that is busy is
+    not told of every one.)"""
 
     frame: int | None
     chunk: int | None
@@ -47,6 +49,7 @@ class Shown(NamedTuple):
     received: float | None
     decoding: float
     rtp: int | None
+    count: int
 
 
 class Press(NamedTuple):
@@ -176,13 +179,19 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {name: round(float(value), 1) for name, value in named.items()}
 
 
-def evenness(displayed: Sequence[float], fps: int, seconds: float) -> dict[str, Any]:
-    """Frames/s of one page over `seconds`, the gaps between its frames in ms, and its freezes."""
-    gaps = np.diff(displayed) if len(displayed) > 1 else np.empty(0)
+def evenness(shown: Sequence[Shown], fps: int, seconds: float) -> dict[str, Any]:
+    """Frames/s of one page over `seconds`, the gaps between its frames in ms, and its freezes.
+
+    Frames that the page was not told of count as evenly spread between those before and after.
+    """
+    steps = [max(1, after.count - before.count) for before, after in itertools.pairwise(shown)]
+    wholes = [after.displayed - before.displayed for before, after in itertools.pairwise(shown)]
+    gaps = np.repeat(np.divide(wholes, steps), steps) if steps else np.empty(0)
     limit = 1000 * max(FREEZE_FRAMES / fps, 1 / fps + FREEZE_SECONDS)
     freezes = gaps[gaps > limit]
     return {
-        "frames_a_second": round(len(displayed) / seconds, 2),
+        "frames_a_second": round((len(gaps) + (len(shown) > 0)) / seconds, 2),
+        "not_told": len(gaps) - len(steps),
         "gap_ms": spread(gaps),
         "longest_gap_ms": round(float(gaps.max()), 1) if len(gaps) else None,
         "freezes": len(freezes),
@@ -190,9 +199,9 @@ def evenness(displayed: Sequence[float], fps: int, seconds: float) -> dict[str, 
     }
 
 
-def phases(pressed: Sequence[float], begun: Sequence[float], period: float) -> list[int]:
-    """How many presses fall into each quarter of the time between two beginnings of chunks. All in seconds."""
-    starts = np.sort(np.asarray(begun))
+def phases(pressed: Sequence[float], starts: Sequence[float], period: float) -> list[int]:
+    """How many presses fall into each quarter of a chunk's `period`, from when its first frame left. All in seconds."""
+    starts = np.sort(np.asarray(starts))
     quarters = [0, 0, 0, 0]
     for at in pressed:
         before = starts[starts <= at]

@@ -37,7 +37,7 @@ from stream.trace import FrameTimes
 OFFSET = 500.0  # ms: the server's 1.0 s is the page's 500 ms
 PRESS = Press("l", 1000.0, 7)
 WAY = FrameTimes("a.1", 40, 10, 7, begun=1.61, denoise=0.05, decode=0.06, arrived=1.73, took=1.8, sent=1.804, rtp=9)
-SHOWN = Shown(40, 10, 7, presented=1312.0, displayed=1328.0, received=1305.0, decoding=2.0, rtp=9)
+SHOWN = Shown(40, 10, 7, presented=1312.0, displayed=1328.0, received=1305.0, decoding=2.0, rtp=9, count=70)
 
 
 def test_the_parts_of_a_press_are_what_happened_and_add_up_to_the_whole():
@@ -122,9 +122,11 @@ def test_a_picture_is_compared_with_the_one_that_was_sent_below_the_mark():
 
 def test_frames_and_gaps_are_counted_over_all_the_time_and_freezes_as_webrtc_does():
     steady = np.arange(0, 1000, 62.5)
-    found = evenness([*steady, *(steady + 1300.0)], 16, 4.0)
-    assert found["frames_a_second"] == 8.0 and found["gap_ms"]["p50"] == 62.5
+    shown = [SHOWN._replace(displayed=at, count=n) for n, at in enumerate([*steady, *(steady + 1300.0)])]
+    found = evenness(shown, 16, 4.0)
+    assert found["frames_a_second"] == 8.0 and found["gap_ms"]["p50"] == 62.5 and found["not_told"] == 0
     assert (found["freezes"], found["freeze_seconds"], found["longest_gap_ms"]) == (1, 0.36, 362.5)
+    assert evenness(shown[:4] + shown[9:], 16, 4.0) == {**found, "not_told": 5}, "a busy page is no freeze"
     assert evenness([], 16, 4.0)["frames_a_second"] == 0.0
 
 
