@@ -155,6 +155,7 @@ def summary(pages: Sequence[Watched], record: Record, viewers: int) -> dict[str,
     rates = [each["frames_a_second"] for each in even] + [0.0] * (viewers - len(pages))
     outside = [sum(each[name] for name in PARTS if name not in GENERATOR) for each in both.parts]
     return {
+        "not_live": viewers - len(pages),
         "presses": sum(page.pressed for page in pages),
         "unanswered": both.unanswered,
         "key_to_pixel_ms": spread(both.whole),
@@ -268,6 +269,8 @@ async def through(browser: Browser, address: str, shape: Shape, options: argpars
 def say(what: str, seen: dict[str, Any]) -> None:
     """A run in a few lines."""
     print(f"{what}: key to pixel {seen['key_to_pixel_ms']} ms, {seen['unanswered']} unanswered", flush=True)
+    if seen["not_live"]:
+        print(f"  {seen['not_live']} of the pages stood in line; the server's own words say why", flush=True)
     means = {name: part and part["mean"] for name, part in seen["parts_ms"].items()}
     print(f"  means of the parts: {means}; outside the generator {seen['outside_generator_ms']}", flush=True)
     print(f"  frames/s of all who asked: {seen['frames_a_second_of_all']}; pages: {seen['pages']}", flush=True)

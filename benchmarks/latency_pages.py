@@ -40,7 +40,7 @@ LIVE_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 0.35
 """From an answer to the next press, at least: so many frames say which way the picture moves before it."""
-PULL_EVERY = 20
+PULL_EVERY = 10
 OFFSET_TRIES, LAST_OFFSET_TRIES = 6, 15
 SAME_CLOCK_MS = 0.2
 
