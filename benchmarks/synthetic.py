@@ -6,6 +6,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 import stream.hub
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World, WorldFull
+from stream.schedule import LEAD_SECONDS
 from stream.serve import listening, serve
 
 SIZE, FPS, CHUNK_FRAMES = 256, 16, 4
@@ -45,8 +47,8 @@ class Done:
     def frames(self) -> int:
         return len(self.chunk.frames)
 
-    def result(self) -> Chunk:
-        return self.chunk
+    def arriving(self) -> Iterator[Chunk]:
+        yield self.chunk
 
 
 class Engine:
@@ -120,11 +122,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
     parser.add_argument("--mark", action="store_true", help="as chunkcast serve's")
+    parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="as of chunkcast serve")
     options = parser.parse_args(argv)
     stream.hub.MAX_WAITING = options.line
     with listening("127.0.0.1", 0) as listener:
-        made = {"slots": options.slots}
-        return serve(listener, "benchmarks.synthetic:build", made, sessions=options.sessions, marks=options.mark)
+        settings = {"sessions": options.sessions, "lead": options.lead / 1000, "marks": options.mark}
+        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, **settings)
 
 
 if __name__ == "__main__":

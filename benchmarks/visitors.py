@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, r
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 60
+NEWEST = 256
+"""Frames of which a receiver knows when they came."""
 
 
 @contextlib.contextmanager
-def served(command: list[str]) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A server's process, `python -m ...`, that is ready: its address, and the process."""
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def served(command: list[str], **options: Any) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server's process, `python -m ...`, that is ready: its address, and the process. `options` are Popen's."""
+    whole = [sys.executable, "-m", *command]
+    process = subprocess.Popen(whole, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
     try:
         assert process.stdout is not None, "its output is read"
         for line in process.stdout:
@@ -59,9 +63,9 @@ class Page:
         """Send a message."""
         await self._socket.send(json.dumps(message))
 
-    async def welcome(self) -> "Page":
-        """Say hello, and be welcome."""
-        await self.say(type="hello", version=1, prompt="a meadow", seed=7)
+    async def welcome(self, **hello: Any) -> "Page":
+        """Say hello, and be welcome. `hello` is what is not as usual in it."""
+        await self.say(**{"type": "hello", "version": 1, "prompt": "a meadow", "seed": 7, **hello})
         self.token = (await self.hear("welcome"))["token"]
         return self
 
@@ -73,10 +77,10 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def page_of(address: str) -> AsyncIterator[Page]:
-    """A page that is welcome, and leaves at the end."""
+async def page_of(address: str, **hello: Any) -> AsyncIterator[Page]:
+    """A page that is welcome, and closes at the end."""
     async with websockets.connect(address.replace("http", "ws", 1) + "/ws", compression=None) as socket:
-        yield await Page(socket).welcome()
+        yield await Page(socket).welcome(**hello)
 
 
 def _decode_nothing(loop: asyncio.AbstractEventLoop, frames: Any, *others: Any) -> None:
@@ -93,6 +97,7 @@ class Receiver:
         rtcrtpreceiver.decoder_worker = _decode_nothing
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.at: list[float] = []
+        self._newest: OrderedDict[int, float] = OrderedDict()
         self._came, self._location = asyncio.Event(), ""
 
     async def fetch(self, http: httpx.AsyncClient, query: str, token: str | None = None) -> bool:
@@ -113,6 +118,9 @@ class Receiver:
         await self._handle(packet, arrival_time_ms)
         if packet.marker:  # the last one of a frame
             self.at.append(time.monotonic())
+            self._newest[packet.timestamp] = self.at[-1]
+            if len(self._newest) > NEWEST:
+                self._newest.popitem(last=False)
             self._came.set()
 
     async def frames_there(self, count: int, seconds: float = 15.0) -> None:
@@ -121,6 +129,15 @@ class Receiver:
             while len(self.at) < count:
                 self._came.clear()
                 await self._came.wait()
+
+    async def when(self, rtp: int, seconds: float = 2.0) -> float | None:
+        """When the frame with this RTP timestamp was complete; None where it is not in time, or too long ago."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while rtp not in self._newest:
+                    self._came.clear()
+                    await self._came.wait()
+        return self._newest.get(rtp)
 
     async def close(self, http: httpx.AsyncClient) -> None:
         """Say that we leave, and close."""

@@ -4,6 +4,7 @@ Frames are numpy arrays (frames, height, width, 3), uint8, RGB.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -190,7 +191,9 @@ class Chunk:
     `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
     the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not; `guessed_words` are
     words of it that no one listed, each with what it was taken for;
-    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...).
+    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...). With `more` others of its frames
+    follow, in chunks of the same `index`, and `seconds` with the last of them. `early` is how many seconds before its
+    own time it was begun, for others' sake.
     """
 
     session: str
@@ -203,6 +206,8 @@ class Chunk:
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = 0.0
     guessed_words: tuple[tuple[str, str], ...] = ()
+    more: bool = False
+    early: float = 0.0
 
 
 NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
@@ -224,8 +229,11 @@ class Pending(Protocol):
     @property
     def frames(self) -> int: ...
 
-    def result(self) -> Chunk | Ended:
-        """The chunk, or why it cannot be; waits for the device. Any thread may call."""
+    def arriving(self) -> Iterator[Chunk | Ended]:
+        """The chunk's frames as they come, at least one part, the last one without `more`; or at last why it cannot be.
+
+        Waits for the device. Any thread may call.
+        """
 
 
 class WorldFull(Exception):

@@ -53,7 +53,8 @@ class Engine:
     the very bits that it has alone. `context` bounds the latent frames kept by a preset without a window.
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
-    `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU.
+    `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
+    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Engine:
         image: bytes | None = None,
         prompt_change: str | None = None,
         fuse: bool | None = None,
+        overlap: bool = True,
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
@@ -88,7 +90,7 @@ class Engine:
         self._revival = Revival(self)
         # At most so many chunks of a past are written anew before each chunk for a new prompt, None for all at once.
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
-        self._decode_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._decode_stream = _decode_stream(self._device, overlap)
         self._denoised: torch.cuda.Event | None = None
         # The timesteps are a preset's own and few: their embeddings are made once.
         with torch.inference_mode():
@@ -294,9 +296,7 @@ class Engine:
     def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
         for row, slot in enumerate(slots):
             slot.owed = Owed(batch.row(row), latents[row : row + 1])
-            # A copy where others made theirs along with it, whose latents would live as long.
-            own = latents[row].clone() if len(slots) > 1 else latents[row]
-            slot.history.keep(Made(own, slot.steering.walked))
+            slot.history.keep(Made(latents[row], slot.steering.walked))
         self._cache.advance([slot.index for slot in slots], self.preset.chunk)
 
     def _camera(self, walks: Sequence[tuple[Steering, Walked]]) -> list[CameraTerms] | None:
@@ -345,7 +345,8 @@ class Engine:
         shape = self.preset.latent_shape
         return to_device(torch.stack([noise(s.spec.seed, s.chunk, step, shape) for s in slots]), self._device)
 
-    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[Frames]:
+    def _decode(self, slots: Sequence[Slot], latents: Tensor) -> list[list[Frames]]:
+        """Each slot's pictures, a latent frame at a time: the first are out before the last are begun."""
         if self._decode_stream is None:
             return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
         self._decode_stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -353,21 +354,27 @@ class Engine:
         with torch.cuda.stream(self._decode_stream):
             return [self._decode_slot(slot, latent) for slot, latent in zip(slots, latents, strict=True)]
 
-    def _decode_slot(self, slot: Slot, latent: Tensor) -> Frames:
-        video = self._decoders[slot.index].decode(latent)  # (3, N, H, W) in [-1, 1]
+    def _decode_slot(self, slot: Slot, latent: Tensor) -> list[Frames]:
+        decoder, finite = self._decoders[slot.index], self._to_host(torch.isfinite(latent).all())
+        return [self._emit_part(decoder.decode(part), finite) for part in latent.split(1, dim=1)]
+
+    def _emit_part(self, video: Tensor, finite: Tensor) -> Frames:
+        """video: (3, N, H, W) in [-1, 1]."""
         # To the nearest whole number by cutting off: on a CPU every pass over the pictures counts.
         pixels = video.float().mul(127.5).add_(128).to(torch.uint8).movedim(0, -1).contiguous()
-        finite = torch.isfinite(latent).all()
         if self._decode_stream is None:
             return Frames(pixels, finite, None)
-        copies = [
-            torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in (pixels, finite)
-        ]
-        arrived = torch.cuda.Event()
+        copy, arrived = self._to_host(pixels), torch.cuda.Event()
         arrived.record()
-        return Frames(*copies, arrived)
+        return Frames(copy, finite, arrived)
 
-    def _emit(self, slot: Slot, frames: Frames, watch: Stopwatch) -> PendingChunk:
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        """On a GPU a copy on its way, there when an event recorded after it has come."""
+        if self._decode_stream is None:
+            return tensor
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+    def _emit(self, slot: Slot, frames: list[Frames], watch: Stopwatch) -> PendingChunk:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
@@ -379,9 +386,10 @@ class Engine:
             unknown_words=slot.encoded.unknown_words,
             guessed_words=slot.encoded.guessed_words,
         )
+        pending = PendingChunk(chunk, frames, watch.seconds)
         slot.chunk += 1
-        slot.frame += len(frames.pixels)
-        return PendingChunk(chunk, len(frames.pixels), frames, watch.seconds)
+        slot.frame += pending.frames
+        return pending
 
     def _end(self, slot: Slot, reason: str) -> Ended:
         self.close(slot.spec.session)
@@ -574,13 +582,14 @@ def build(
     lora: str | Path | None = None,
     precision: str = "bf16",
     fuse: bool | None = None,
+    overlap: bool = True,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
-    the transformer's linears, see pipeline.presets.at_precision. Raises ValueError, with what would be right, for a
-    name that does not exist.
+    the transformer's linears, see pipeline.presets.at_precision; `fuse` and `overlap` are those of Engine. Raises
+    ValueError, with what would be right, for a name that does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
@@ -590,8 +599,9 @@ def build(
         read_image(picture, found.height, found.width)
     loaded = load_parts(found, weights, place, parts, lora)
     engine = functools.partial(
-        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse
-    )
+        Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
+        overlap=overlap,
+    )  # fmt: skip
     largest = "turns" if schedule == "turns" else "batch"
 
     def rehearse(frames: int) -> None:
@@ -599,6 +609,12 @@ def build(
 
     frames = choose_context(found, context, slots, place, loaded.transformer.dtype, rehearse)
     return engine(schedule=schedule, context=frames)
+
+
+def _decode_stream(device: torch.device, overlap: bool) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device) if overlap else torch.cuda.current_stream(device)
 
 
 @torch.inference_mode()
@@ -633,14 +649,14 @@ def _check_options(slots: int, schedule: str, device: torch.device, prompt_chang
 def _soonest(times: Mapping[str, Sequence[float]], chunk_seconds: float) -> str:
     """The schedule that answers soonest when all are live; `times` as in _describe, by schedule.
 
-    Together all are answered after the step's own time. In turns a slot waits half of the others' turns on average, and
-    all of them where that leaves the machine little rest.
+    Together all are answered after the step's own time. In turns their clocks slide apart until no slot waits for the
+    others (stream/schedule.py); it waits for all of them where that leaves the machine little rest.
     """
 
     def answer(schedule: str) -> float:
         alone, everyone = times[schedule][0], times[schedule][-1]
         crowded = everyone > CROWDED * chunk_seconds
-        return (alone + everyone) / 2 if schedule == "turns" and not crowded else everyone
+        return alone if schedule == "turns" and not crowded else everyone
 
     return min(times, key=answer)
 

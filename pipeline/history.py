@@ -156,6 +156,28 @@ class Made(NamedTuple):
     walked: Walked
 
 
+SHELF_CHUNKS = 64
+
+
+class Shelf:
+    """Where latents are kept, so many chunks in one piece of memory.
+
+    One by one they would lie between what comes and goes with each chunk, and hold all of it: the C library can give a
+    piece of memory back only where nothing behind it is in use.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def put(self, latents: Tensor) -> Tensor:
+        """A copy that stays."""
+        if not self._free:
+            self._free = list(latents.new_empty(SHELF_CHUNKS, *latents.shape).unbind())
+        kept = self._free.pop()
+        kept.copy_(latents)
+        return kept
+
+
 class History:
     """One live session's past: all events, and what was made in the stream's first and its newest chunks.
 
@@ -168,6 +190,7 @@ class History:
         self._sink_chunks = sink_chunks
         self._first: list[Made] = []
         self._newest: deque[Made] = deque(maxlen=kept)
+        self._shelf = Shelf()
 
     @property
     def oldest(self) -> int:
@@ -181,7 +204,8 @@ class History:
             self.events.append(Event(chunk, control.keys, control.prompt, rewrites))
 
     def keep(self, made: Made) -> None:
-        """Add the next chunk; the oldest one goes where there is no room."""
+        """Add the next chunk, whose latents are copied; the oldest one goes where there is no room."""
+        made = made._replace(latents=self._shelf.put(made.latents))
         if self.count < self._sink_chunks:
             self._first.append(made)
         self._newest.append(made)

@@ -126,8 +126,9 @@ class _VAENeeds(NamedTuple):
 def _vae_needs(kind: str, latent_shape: tuple[int, ...], height: int, width: int, picture: bool) -> _VAENeeds:
     """`picture`: the stream also keeps the latents of the picture that it continues."""
     vae = (TinyVAE() if kind == "tiny" else WanVAE()).eval().requires_grad_(False)
-    decoder, latent = vae.decoder(), torch.empty(latent_shape)
-    decoder.decode(latent)  # a stream's first chunk is shorter
+    channels, _, rows, columns = latent_shape
+    decoder, latent = vae.decoder(), torch.empty(channels, 1, rows, columns)  # as the engine decodes, one at a time
+    decoder.decode(latent)  # a stream's first is shorter
     decoding = _peak(lambda: decoder.decode(latent))
     kept, image = [decoder], torch.empty(3, height, width)
     if picture:

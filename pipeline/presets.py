@@ -4,6 +4,7 @@ Sizes and schedules of the public families as their authors publish them. The fa
 indexes AND shift; mixing them gives pictures that are subtly wrong, so neither can be set alone.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from pipeline.sampler import PREDICTIONS, Step, steps_from_indexes, steps_from_timesteps
@@ -61,6 +62,8 @@ class Preset:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.chunk < 1:
+            raise ValueError(f"a chunk of {self.chunk} latent frames is none; it must be at least 1")
         pixels = self.scale * PATCH
         if self.height % pixels or self.width % pixels:
             raise ValueError(f"{self.width} x {self.height} must be multiples of {pixels}, one token's pixels")
@@ -119,10 +122,31 @@ _CHOICES = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name. Raises ValueError that lists the names when there is none."""
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """The preset of that name, or with "-chunkN" behind it the same in chunks of N latent frames.
+
+    Raises ValueError that lists the names when there is none, and where such chunks do not fit.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    asked = re.fullmatch(r"(.+)-chunk([0-9]{1,2})", name)
+    if asked is None or asked[1] not in PRESETS:
+        raise ValueError(
+            f"no preset {name!r}; there are {', '.join(PRESETS)}, and each with -chunkN behind its name in chunks of N "
+            "latent frames"
+        )
+    return at_chunk(PRESETS[asked[1]], int(asked[2]))
+
+
+def at_chunk(preset: Preset, latents: int) -> Preset:
+    """The preset in chunks of so many latent frames, under a name of its own: its sessions are others.
+
+    Shorter chunks answer sooner and cost more; a model sees less of what it was trained with. ValueError where they do
+    not fit.
+    """
+    if latents == preset.chunk:
+        return preset
+    summary = f"{preset.summary} (in chunks of {latents}; made for {preset.chunk})"
+    return replace(preset, name=f"{preset.name}-chunk{latents}", summary=summary, chunk=latents)
 
 
 def at_precision(preset: Preset, precision: str) -> Preset:

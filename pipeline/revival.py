@@ -122,7 +122,8 @@ class Revival:
                 latents = slot.history.made(chunk).latents
                 if stream is not None:
                     latents.record_stream(stream)
-                self._engine._decoders[slot.index].decode(latents)
+                for part in latents.split(1, dim=1):  # as a chunk is decoded
+                    self._engine._decoders[slot.index].decode(part)
 
     @property
     def _decoder_chunks(self) -> int:

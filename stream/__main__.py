@@ -24,6 +24,7 @@ from stream.fairness import Fairness
 from stream.ice import Reach, parse_ports, parse_server
 from stream.playout import Bounds
 from stream.protocol import MAX_SEED
+from stream.schedule import LEAD_SECONDS
 from stream.webrtc import CODECS, PLAYOUT_DELAY, Media
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 ENGINE = "pipeline.engine:build"
 SCHEDULES = ("auto", "turns", "batch", "parallel")
 DEFAULT_FRAMES = 96
+MOST_LEAD_MS = 10_000
 
 
 class UserError(Exception):
@@ -113,9 +115,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lead",
         type=float,
-        default=1.0,
-        metavar="CHUNKS",
-        help="how far the world is made ahead of the picture: more is smoother, less is quicker to steer (default: 1)",
+        default=1000 * LEAD_SECONDS,
+        metavar="MS",
+        help="how long before its time a chunk is to be there: more is smoother, less is quicker to steer; it grows by "
+        "itself while chunks come late (default: %(default)g)",
     )
     parser.add_argument(
         "--log-prompts", action="store_true", help="log what viewers ask for (default: no log shows a prompt)"
@@ -253,7 +256,7 @@ def _serve(options: argparse.Namespace) -> int:
             engine_options(options),
             media_options(options, listener.getsockname()[0]),
             tls,
-            lead=options.lead,
+            lead=options.lead / 1000,
             allowed_origins=origins,
             fairness=fairness_options(options),
             sessions=options.sessions,
@@ -355,8 +358,8 @@ def _check_serve(options: argparse.Namespace) -> None:
     fairness_options(options)
     door_options(options)
     _check_folder(options.sessions)
-    if not 0 < options.lead <= 16:
-        raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")
+    if not 0 <= options.lead <= MOST_LEAD_MS:
+        raise UserError(f"--lead is {options.lead:g}; it must be from 0 to {MOST_LEAD_MS} milliseconds")
 
 
 def _check_folder(folder: Path | None) -> None:

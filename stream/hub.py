@@ -20,6 +20,7 @@ from stream.pacer import Paced
 from stream.pictures import Pictures
 from stream.prompts import Prompts
 from stream.runs import KEEP_SECONDS, Engine, Runs
+from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, Line, Session, State, new_token
 from stream.steering import Steering
 from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
@@ -40,7 +41,7 @@ STATS_SECONDS = 1.0
 
 
 class Hub:
-    """The one place that knows all viewers. `lead` is in chunks; `clock` in seconds.
+    """The one place that knows all viewers. `lead` and `clock` are in seconds.
 
     `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged.
     """
@@ -48,7 +49,7 @@ class Hub:
     def __init__(
         self,
         engine: Engine,
-        lead: float = 1.0,
+        lead: float = LEAD_SECONDS,
         metrics: Metrics | None = None,
         ice_servers: tuple[protocol.IceServer, ...] = (),
         clock: Callable[[], float] = time.monotonic,

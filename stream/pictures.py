@@ -20,10 +20,11 @@ class Pictures:
         self._chunk_seconds: deque[float] = deque(maxlen=16)
 
     def put(self, viewer: Viewer, chunk: Chunk) -> None:
-        """A chunk has come: its frames wait for their time, and a new scene is told."""
+        """A chunk or a part of one has come: its frames wait for their time, and a new scene is told."""
         assert viewer.pacer is not None, "a chunk came for a viewer who was not welcomed"
-        viewer.made = chunk.index + 1
-        self._metrics.chunks.inc()
+        if not chunk.more:
+            viewer.made = chunk.index + 1
+            self._metrics.chunks.inc()
         self._metrics.made.inc(len(chunk.frames))
         for stage, seconds in chunk.seconds.items():
             self._metrics.stage.labels(stage).observe(seconds)

@@ -3,6 +3,8 @@
 import logging
 from collections import OrderedDict
 
+from pipeline.chunk import Session
+
 log = logging.getLogger(__name__)
 
 REMEMBERED = 512
@@ -54,3 +56,9 @@ class _Masking(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return self._prompts.masked(super().format(record))
+
+
+def prompts_of(data: Session) -> list[str]:
+    """All prompts of a session as plain data; the last one is in force."""
+    prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
+    return [prompt for prompt in prompts if prompt]

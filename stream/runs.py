@@ -4,12 +4,14 @@
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 from pipeline.chunk import Control, World
 from stream import worker
 from stream.pacer import Pacer
+from stream.schedule import grant_of
 from stream.viewer import Viewer
 
 KEEP_SECONDS = 3.0
@@ -25,8 +27,8 @@ class Engine(Protocol):
 
 
 class Runs:
-    """Whose session has which name in the engine, and what the engine is told of it. `lead` is in chunks, `clock` in
-    seconds; there is a `world` from the moment at which an engine was ready.
+    """Whose session has which name in the engine, and what the engine is told of it. `lead` and `clock` are in seconds;
+    there is a `world` from the moment at which an engine was ready.
     """
 
     def __init__(self, engine: Engine, lead: float, clock: Callable[[], float]) -> None:
@@ -77,10 +79,13 @@ class Runs:
     # What it may make and must obey.
 
     def grant(self, viewer: Viewer) -> None:
-        """Let the engine go as far as the lead allows; while paused it goes no further."""
-        if not viewer.paused:
-            viewer.granted = viewer.next_frame + self._lead_frames
-            self._engine.send(worker.Grant(viewer.session.engine_name, viewer.granted))
+        """Let the engine go as far as the lead allows, and say when frames leave; while paused it goes no further."""
+        if viewer.paused:
+            return
+        assert self.world is not None, "no world yet"
+        grant = grant_of(viewer.session.engine_name, viewer.next_frame, viewer.pacer, self.world, self._lead)
+        viewer.granted = grant.frame
+        self._engine.send(grant)
 
     def steer(self, viewer: Viewer, control: Control) -> None:
         """Tell the engine what the next chunk must obey."""
@@ -108,11 +113,6 @@ class Runs:
         if viewer.pacer is not None:
             viewer.pacer.flush()
 
-    @property
-    def _lead_frames(self) -> int:
-        assert self.world is not None, "no world yet"
-        return max(1, round(self._lead * self.world.chunk_frames))
-
     def chunk_from(self, frame: int) -> int:
         """The first chunk that begins at `frame` or later."""
         assert self.world is not None, "no world yet"
@@ -123,7 +123,7 @@ class Runs:
         assert self.world is not None, "no world yet"
         # Two chunks beyond the lead: only an engine that disregards its credit can fill that.
         longest = max(self.world.chunk_frames, self.world.first_chunk_frames)
-        return Pacer(self.world.fps, round(self._lead * self.world.chunk_frames) + 2 * longest, self._clock)
+        return Pacer(self.world.fps, 3 * longest + math.ceil(self._lead * self.world.fps), self._clock)
 
     # What it was.
 

@@ -5,7 +5,6 @@ Sockets end here: what they mean is the hub's, how the picture travels is webrtc
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import importlib.resources
 import logging
@@ -31,7 +30,9 @@ from stream.hub import Hub
 from stream.metrics import resident_bytes
 from stream.pacer import Paced, Pacer
 from stream.prompts import Prompts
+from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, State
+from stream.tidy import trim
 from stream.trace import Trace
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
@@ -107,7 +108,7 @@ class Service:
         self,
         factory: str,
         options: Mapping[str, Any],
-        lead: float = 1.0,
+        lead: float = LEAD_SECONDS,
         media: Media | None = None,
         allowed_origins: tuple[str, ...] = (),
         on_ready: Callable[[worker.Ready], None] = lambda ready: None,
@@ -122,7 +123,7 @@ class Service:
         self.trace = Trace() if marks else None
         self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
-        self._engine = worker.Worker(factory, options, self._from_thread)
+        self._engine = worker.Worker(factory, options, self._from_thread, lead=lead)
         self._media, self.allowed_origins = media or Media(), allowed_origins
         self._temporary = tempfile.TemporaryDirectory(prefix="chunkcast-") if sessions is None else None
         self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)
@@ -320,7 +321,7 @@ class Service:
             if self._untidy:
                 self._untidy = False
                 gc.collect()  # quick where what stays is left alone, as stream/serve.py does
-                await asyncio.to_thread(_trim)
+                await asyncio.to_thread(trim)
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
@@ -333,11 +334,6 @@ class Service:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a task of the server failed", exc_info=error)
-
-
-def _trim() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection:

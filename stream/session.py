@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pipeline import chunk
 from pipeline.chunk import Control, SessionSpec
+from stream.prompts import prompts_of
 from stream.protocol import KEYS_HELD_SECONDS
 
 
@@ -128,12 +129,6 @@ class Session:
             return None
         self.held = frozenset()
         return Control(self.sequence, self.held)
-
-
-def prompts_of(data: chunk.Session) -> list[str]:
-    """All prompts of a session as plain data; the last one is in force."""
-    prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
-    return [prompt for prompt in prompts if prompt]
 
 
 class Line:

@@ -16,17 +16,26 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 class Ready:
-    """A chunk that nobody has to wait for; under the prompt "spoil" it is broken, under "burst" it raises."""
+    """A chunk that nobody has to wait for; under the prompt "spoil" it is broken, under "burst" it raises. With
+    `part_seconds` its frames come two at a time, so long after each other."""
 
-    def __init__(self, chunk: Chunk):
+    def __init__(self, chunk: Chunk, part_seconds: float = 0.0):
         self.session, self.frames, self._chunk = chunk.session, len(chunk.frames), chunk
+        self._part_seconds = part_seconds
 
-    def result(self):
+    def arriving(self):
         if "spoil" in self._chunk.scene:
-            return Ended(self.session, "the paint has run")
+            yield Ended(self.session, "the paint has run")
+            return
         if "burst" in self._chunk.scene:
             raise RuntimeError("out of canvas")
-        return self._chunk
+        if not self._part_seconds:
+            yield self._chunk
+            return
+        for first in range(0, self.frames, 2):
+            frames, more = self._chunk.frames[first : first + 2], first + 2 < self.frames
+            yield replace(self._chunk, first_frame=self._chunk.first_frame + first, frames=frames, more=more)
+            time.sleep(self._part_seconds * more)
 
 
 class FakeEngine:
@@ -37,8 +46,18 @@ class FakeEngine:
     "stop" ends its session, "rot" has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
-    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1, image="optional"):
-        size = (WIDTH, HEIGHT, FPS)
+    def __init__(
+        self,
+        slots=2,
+        schedule="turns",
+        seconds=0.0,
+        load_seconds=0.0,
+        fail="",
+        spin_at=-1,
+        image="optional",
+        part_seconds=0.0,
+    ):
+        size, self.part_seconds = (WIDTH, HEIGHT, FPS), part_seconds
         self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image)
         self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
@@ -104,7 +123,7 @@ class FakeEngine:
 
     def begin(self, sessions=None):
         made = [self._chunk(session) for session in (list(self.sessions) if sessions is None else sessions)]
-        return [each if isinstance(each, Ended) else Ready(each) for each in made]
+        return [each if isinstance(each, Ended) else Ready(each, self.part_seconds) for each in made]
 
     def wait(self):
         pass

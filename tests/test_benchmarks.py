@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
-from benchmarks import keeping, load, machine, throughput
+from benchmarks import keeping, key_to_frame, lead, load, machine, soak, throughput
 
 
 @pytest.mark.slow
@@ -50,3 +50,58 @@ def test_load_counts_viewers_the_line_and_visits(capsys, monkeypatch):
     assert result["limits"]["viewers"] > 1 and result["viewers"][0]["least_fps"] > 10
     assert result["line"][0]["line"] == 5 and result["visits"]["at_once"]["a_minute"] > 60
     assert set(result["held"]) == {"viewers", "line", "visits_a_minute"}
+
+
+def test_a_soak_is_looked_at_by_two_through_the_death_of_an_engine(capsys):
+    soak.main(["--synthetic", "--minutes", "0.12"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert min(result["frames"].values()) > 30 and result["keys"] > 5
+    assert 0 < result["recovery_s"] < 8 and result["verdict"]["recovery within 8 s"]
+    assert result["faults_in_log"] == [] and result["connections_broken"] == []
+
+
+def record(gaps=(), mb=(100.0,) * 8, files=(20,) * 8, killed=None):
+    shown = soak.Shown("stays", gaps=list(gaps))
+    made = soak.Record(0.0, {"stays": shown}, killed=killed, ended=60.0)
+    pairs = enumerate(zip(mb, files, strict=False))
+    made.samples["server"] = [{"at": float(n), "pid": 1, "mb": m, "files": f, "threads": 5} for n, (m, f) in pairs]
+    return made
+
+
+def broken(made, log=""):
+    return [goal for goal, met in soak.summary(made, log)["verdict"].items() if not met]
+
+
+def test_the_verdict_of_a_soak_names_what_was_not_met():
+    assert broken(record()) == []
+    assert broken(record([(20.0, 0.9), (33.2, 3.0)], killed=30.0)) == []
+    assert broken(record([(20.0, 1.1)])) == ["no freeze over 1 s but for the kill"]
+    assert broken(record([(39.2, 9.0)], killed=30.0)) == ["recovery within 8 s"]
+    assert broken(record(killed=30.0)) == ["recovery within 8 s"]
+    assert broken(record(mb=range(100, 140, 5))) == ["memory flat"]
+    assert broken(record(files=range(20, 36, 2))) == ["files flat"]
+    assert broken(record(), "WARNING x: a\nERROR y: b") == ["no errors in the log"]
+
+
+def test_the_lead_is_measured_from_the_key_to_the_frame(capsys, monkeypatch):
+    monkeypatch.setattr(lead, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(rtcrtpreceiver, "decoder_worker", rtcrtpreceiver.decoder_worker)  # visitors put theirs there
+    assert lead.main(["--synthetic", "--leads", "5", "--viewers", "1", "--seconds", "3"]) == 0
+    (run,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert run["presses"] >= 2 and 20 < run["p50_ms"] < 1000 and run["least_fps"] > 10
+
+
+def test_evenness_counts_a_picture_that_stands():
+    found = lead.evenness([[0.0, 1 / 16, 2 / 16, 0.625]], 60.0)
+    assert found["stood_a_minute"] == 1 and found["stood_seconds_a_minute"] == 0.438 and found["longest_gap_ms"] == 500
+
+
+def test_a_key_is_answered_after_half_a_chunk_and_its_making():
+    stage = key_to_frame.Stage("benchmarks.synthetic:build", {"slots": 2}, 0.02)
+    try:
+        stage.start()
+        found = stage.look(2, 3.0, None)
+    finally:
+        stage.worker.stop()
+    assert found["presses"] >= 12 and found["least_fps"] > 14
+    assert 60 < found["ready_ms"]["p50"] < 300 and found["ready_ms"]["p50"] < found["shown_ms"]["p50"] + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
-from pipeline.engine import Engine, build
+from pipeline.engine import Engine, _soonest, build
 from pipeline.load import Parts
 from pipeline.presets import Preset
 from pipeline.sampler import steps_from_indexes
@@ -207,6 +207,45 @@ def test_the_first_chunk_is_shorter_and_frames_are_counted_on():
         (2, 13, (8, 64, 96, 3)),
     ]
     assert chunks[0].frames.dtype == np.uint8 and set(chunks[0].seconds) == {"prepare", "denoise", "decode", "total"}
+
+
+def test_a_chunks_pictures_come_a_latent_frame_at_a_time():
+    engine, whole = small_engine(), small_engine()
+    for each in (engine, whole):
+        each.open(spec("a"))
+    for parts in ((1, 4), (4, 4)):
+        (pending,), (chunk,) = engine.begin(), whole.step()
+        assert pending.parts == parts and pending.frames == sum(parts)
+        frames = [pending.part(number) for number in range(len(parts))]
+        assert [len(each) for each in frames] == list(parts)
+        assert np.array_equal(np.concatenate(frames), chunk.frames)
+        assert np.array_equal(pending.result().frames, chunk.frames)
+
+
+def test_no_part_of_a_broken_chunk_is_shown(monkeypatch):
+    engine = small_engine()
+    spoil(engine, monkeypatch, "sick", 0)
+    engine.open(spec("sick"))
+    (pending,) = engine.begin()
+    assert all(isinstance(pending.part(number), Ended) for number in range(2))
+    assert isinstance(pending.result(), Ended)
+
+
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+def test_a_chunk_arrives_in_parts_that_are_the_whole(schedule):
+    apart, whole = small_engine(schedule=schedule), small_engine(schedule=schedule)
+    for engine in (apart, whole):
+        engine.open(spec("a"))
+        engine.open(spec("b", seed=2))
+    for number in range(2):
+        for pending, chunk in zip(apart.begin(), whole.step(), strict=True):
+            parts = list(pending.arriving())
+            assert pending.frames == len(chunk.frames) and not chunk.more
+            assert [len(part.frames) for part in parts] == ([4, 4] if number else [1, 4])
+            assert [part.first_frame - chunk.first_frame for part in parts] == [0, 4 if number else 1]
+            assert [part.more for part in parts] == [True, False] and parts[0].seconds == {}
+            assert {(part.session, part.index) for part in parts} == {(chunk.session, number)}
+            assert np.array_equal(np.concatenate([part.frames for part in parts]), chunk.frames)
 
 
 def test_a_chunk_says_which_control_it_obeys_and_how_the_prompt_was_understood():
@@ -425,3 +464,8 @@ def test_every_result_is_a_chunk_with_finite_times():
     engine.open(spec("a"))
     (chunk,) = engine.step()
     assert isinstance(chunk, Chunk) and all(seconds >= 0 for seconds in chunk.seconds.values())
+
+
+def test_turns_answer_after_one_chunk_where_there_is_time_for_all_and_else_after_all_of_them():
+    assert _soonest({"turns": [0.3, 0.6], "batch": [0.3, 0.4]}, chunk_seconds=1.0) == "turns"
+    assert _soonest({"turns": [0.4, 0.8], "batch": [0.4, 0.7]}, chunk_seconds=1.0) == "batch"

@@ -1,9 +1,10 @@
 """Which context passes bring a cache back; chunk numbers only."""
 
 import pytest
+import torch
 
 from pipeline.chunk import Control, Event
-from pipeline.history import Sight, Stale, by_chunk, plan_rebuild, stale_after
+from pipeline.history import SHELF_CHUNKS, History, Made, Sight, Stale, by_chunk, plan_rebuild, stale_after
 
 SIGHT = Sight(chunk=1, window=8, sink=0)
 SUNK = Sight(chunk=3, window=18, sink=6)
@@ -77,3 +78,14 @@ def test_an_event_is_checked_like_a_control():
     with pytest.raises(ValueError, match="counts from 0"):
         Event(-1)
     assert Event(2, frozenset("w")).keys == Control(keys=frozenset("w")).keys
+
+
+def test_latents_are_kept_in_few_pieces_of_memory_whatever_becomes_of_the_tensors_they_came_from():
+    history = History(sink_chunks=1, kept=100)
+    for chunk in range(130):
+        latents = torch.full((2, 1, 3, 4), float(chunk))
+        history.keep(Made(latents, None))
+        latents.fill_(-1)
+    assert [history.made(chunk).latents.unique().tolist() for chunk in (0, 30, 129)] == [[0], [30], [129]]
+    pieces = {history.made(chunk).latents.untyped_storage().data_ptr() for chunk in range(30, 130)}
+    assert len(pieces) <= 100 / SHELF_CHUNKS + 2

@@ -162,11 +162,15 @@ def test_a_full_line_takes_no_one_more(hub):
         Page(hub)
 
 
-def test_credit_follows_the_frames_that_leave(hub, engine):
+def test_credit_follows_the_frames_that_leave_and_says_when_the_next_ones_do(hub, engine, clock):
     page = Page(hub)
     hub.happen(chunk(page.run))
     watch(page, 2)
-    assert engine.of(worker.Grant)[-2:] == [worker.Grant(page.run, 5), worker.Grant(page.run, 6)]
+    at = clock() + 1 / 16  # when frame 2 leaves; a chunk and the lead are four frames and one
+    assert engine.of(worker.Grant)[-2:] == [
+        worker.Grant(page.run, 6, at + 4 / 16),
+        worker.Grant(page.run, 7, at + 5 / 16),
+    ]
 
 
 def test_a_viewer_who_does_not_look_gets_no_more_credit_and_loses_the_slot(hub, engine, clock):
@@ -455,6 +459,18 @@ def test_a_death_is_forgiven_after_a_minute(hub, clock):
 # Pause and rewind.
 
 
+def test_a_chunk_in_parts_counts_once_and_can_be_seen_from_its_first_part_on(hub):
+    page = Page(hub)
+    whole = chunk(page.run)
+    hub.happen(replace(whole, frames=whole.frames[:2], more=True, seconds={}))
+    watch(page, 1)
+    assert page.viewer.made == 0 and page.viewer.next_frame == 1
+    hub.happen(replace(whole, frames=whole.frames[2:], first_frame=2))
+    watch(page, 3)
+    assert page.viewer.made == 1 and page.viewer.next_frame == 4
+    assert "chunkcast_chunks_total 1.0" in hub.metrics.text().decode()
+
+
 def test_a_paused_world_gets_no_credit_and_says_with_which_chunk_it_stops(hub, engine, clock):
     page = Page(hub)
     hub.happen(chunk(page.run))
@@ -466,7 +482,9 @@ def test_a_paused_world_gets_no_credit_and_says_with_which_chunk_it_stops(hub, e
     pass_time(hub, clock, 2 * PICTURE_SECONDS)
     assert len(engine.of(worker.Grant)) == grants and page.viewer.session.state is State.LIVE
     page.says(protocol.Unpause(seq=4))
-    assert engine.commands[-2:] == [worker.Steer(page.run, Control(4)), worker.Grant(page.run, 8)]
+    steer, grant = engine.commands[-2:]
+    assert steer == worker.Steer(page.run, Control(4))
+    assert (grant.session, grant.frame) == (page.run, 9) and grant.at < clock(), "it has waited long enough"
 
 
 def test_a_rewind_forgets_what_waits_and_shows_what_comes_after_it_only(hub, engine):
@@ -484,7 +502,7 @@ def test_a_rewind_forgets_what_waits_and_shows_what_comes_after_it_only(hub, eng
     hub.happen(worker.Placed(page.run, 1, 4))
     hub.happen(chunk(page.run, 1, sequence=5))
     watch(page, 1)
-    assert page.last(protocol.Applied).chunk == 1 and engine.commands[-1] == worker.Grant(page.run, 9)
+    assert page.last(protocol.Applied).chunk == 1 and engine.of(worker.Grant)[-1].frame == 10
 
 
 def test_a_rewind_to_what_has_not_been_and_one_too_many_are_refused_with_what_would_be_right(hub):

@@ -151,7 +151,7 @@ def test_a_port_in_use_is_told_at_once(capsys):
         (["serve", "--host", "203.0.113.1"], "no address of this machine"),
         (["serve", "--port", "70000"], "from 0 to 65535"),
         (["serve", "--slots", "0"], "--slots is 0"),
-        (["serve", "--lead", "0"], "--lead is 0"),
+        (["serve", "--lead", "-1"], "--lead is -1"),
         (["watch", "localhost", "--prompt", "a", "-o", "a.mp4"], "it must look like http://localhost:8080"),
         (["watch", "http://x", "--prompt", " ", "-o", "a.mp4"], "the prompt is empty"),
         (["watch", "http://x", "--prompt", "a", "--keys", "q-3", "-o", "a.mp4"], "no such key: q"),

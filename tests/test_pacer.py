@@ -1,5 +1,7 @@
 """stream/pacer.py: bursts in, an even clock out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import FakeClock
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.chunk import Chunk
-from stream.pacer import PTS_RATE, Pacer
+from stream.pacer import HURRY, PTS_RATE, Pacer
 
 PERIOD = 1 / 16
 
@@ -134,6 +136,38 @@ def test_a_flush_forgets_what_waits_and_what_follows_is_not_late(pacer, clock):
     clock.advance(5)
     pacer.put(chunk(0))
     assert pacer.delay() == 0 and pacer.late == 0
+
+
+def test_a_chunk_in_parts_leaves_as_evenly_as_a_whole_one(pacer, clock):
+    pacer.put(chunk(0, 2))
+    out = drain(pacer, clock, 1)
+    pacer.put(chunk(2, 2))
+    out += drain(pacer, clock, 3)
+    assert gaps([at for _, at in out]) == pytest.approx([PERIOD] * 3) and pacer.late == 0
+
+
+def test_for_a_chunk_that_was_begun_early_the_clock_goes_a_little_faster_until_it_has_caught_up(pacer, clock):
+    pacer.put(replace(chunk(0, 12), early=0.02))
+    drain(pacer, clock, 1)
+    foretold = pacer.due_after(10)
+    out = drain(pacer, clock, 11)
+    steps = gaps([at for _, at in out])
+    assert min(steps) == pytest.approx(PERIOD * (1 - HURRY)) and steps[-1] == pytest.approx(PERIOD)
+    assert sum(steps) == pytest.approx(10 * PERIOD - 0.02 + HURRY * PERIOD)
+    assert out[-1][1] == pytest.approx(foretold) and pacer.late == 0
+
+
+def test_what_is_early_by_a_hair_changes_no_clock(pacer, clock):
+    pacer.put(replace(chunk(0), early=0.005))
+    assert gaps([at for _, at in drain(pacer, clock, 4)]) == pytest.approx([PERIOD] * 3)
+
+
+def test_how_late_chunks_came_in_all_is_known(pacer, clock):
+    pacer.put(chunk(0))
+    drain(pacer, clock, 4)
+    clock.advance(PERIOD + 0.1)
+    pacer.put(chunk(4))
+    assert pacer.late_seconds == pytest.approx(0.1)
 
 
 def test_whoever_listens_hears_of_new_frames(pacer):

@@ -202,6 +202,27 @@ def test_a_preset_says_whether_it_takes_a_picture_in_the_words_of_the_service():
     assert words["wan2.1-1.3b-self-forcing"] == "none"
 
 
+def test_a_preset_in_other_chunks_has_a_name_of_its_own_by_which_it_is_found():
+    short = find_preset("lingbot-world-v2-1.3b-chunk2")
+    assert (short.chunk, short.name, short.chunk_frames) == (2, "lingbot-world-v2-1.3b-chunk2", 8)
+    assert "in chunks of 2; made for 4" in short.summary
+    assert find_preset("lingbot-world-v2-1.3b-chunk4") == PRESETS["lingbot-world-v2-1.3b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tiny-chunk2", "only be the first latent frame where a chunk is one"),
+        ("lingbot-world-v2-1.3b-chunk13", "cannot hold a sink of 6 and a chunk of 13"),
+        ("lingbot-world-v2-1.3b-chunk0", "at least 1"),
+        ("nothing-chunk2", "no preset 'nothing-chunk2'"),
+    ],
+)
+def test_chunks_that_do_not_fit_are_refused(name, words):
+    with pytest.raises(ValueError, match=words):
+        find_preset(name)
+
+
 def test_a_precision_changes_the_linears_of_a_preset_and_nothing_else():
     preset = find_preset("lingbot-world-v2-14b")
     eight = at_precision(preset, "fp8")

@@ -4,6 +4,7 @@ import mmap
 import os
 import queue
 import signal
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,11 @@ import numpy as np
 import pytest
 
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
-from stream.worker import (
-    LOGBOOK_BYTES,
+from stream.logbook import LOGBOOK_BYTES, Logbook
+from stream.orders import (
     Close,
-    Credit,
     Died,
     Grant,
-    Logbook,
     Made,
     Open,
     Outbox,
@@ -32,70 +31,12 @@ from stream.worker import (
     Snapped,
     Snapshot,
     Steer,
-    Worker,
-    _Owed,
-    first_frame,
 )
+from stream.worker import Worker, _Owed
 
 
 def world(schedule="turns"):
     return World("fake", 160, 96, 16, 2, 4, 4, schedule=schedule)
-
-
-def credit(schedule="turns", **grants):
-    made = Credit(world(schedule))
-    for session, frame in grants.items():
-        made.open(session)
-        made.grant(session, frame)
-    return made
-
-
-def test_a_session_without_credit_is_not_due():
-    assert credit(a=0).due() == []
-    assert credit(a=1).due() == ["a"]
-
-
-def test_a_session_is_due_again_only_when_its_next_frame_is_below_its_grant():
-    counting = credit(a=4)
-    counting.made("a", 4)
-    assert counting.due() == []
-    counting.grant("a", 5)
-    assert counting.due() == ["a"]
-
-
-def test_in_turns_the_session_with_the_least_lead_goes_alone_and_first():
-    assert credit(a=4, b=6).due() == ["b"]
-
-
-def test_in_turns_two_sessions_in_equal_need_alternate():
-    counting, order = credit(a=8, b=8), []
-    while due := counting.due():
-        order += due
-        counting.made(due[0], 4)
-    assert order == ["a", "b", "a", "b"]
-
-
-def test_in_a_batch_a_session_within_half_a_chunk_of_its_credit_comes_along():
-    counting = credit("batch", a=4, b=4, c=4)
-    counting.made("b", 5)
-    counting.made("c", 6)
-    assert counting.due() == ["a", "b"]
-
-
-def test_in_a_batch_no_one_is_made_for_when_no_one_is_due():
-    counting = credit("batch", a=4)
-    counting.made("a", 4)
-    assert counting.due() == []
-
-
-def test_credit_never_sinks_and_ends_with_its_session():
-    counting = credit(a=8)
-    counting.grant("a", 2)
-    assert counting.due() == ["a"]
-    counting.close("a")
-    counting.grant("a", 100)
-    counting.made("a", 4)
-    assert counting.due() == []
 
 
 def test_commands_that_wait_are_joined_and_keep_their_order():
@@ -145,19 +86,6 @@ def test_a_rewind_takes_the_credit_of_before_away_and_what_is_granted_after_it_s
     outbox.put(Grant("a", 12))
     outbox.put(Steer("a", Control(3)))
     assert outbox.take() == [Rewind("a", 2), Grant("a", 12), Steer("a", Control(3))]
-
-
-def test_the_first_chunk_may_be_shorter_than_the_others():
-    uneven = World("fake", 160, 96, 16, 2, 12, 9)
-    assert [first_frame(uneven, chunk) for chunk in range(3)] == [0, 9, 21]
-
-
-def test_a_session_that_comes_back_counts_on_from_its_own_frame():
-    counting = credit(a=40)
-    counting.open("a", 5)
-    assert counting.due() == []
-    counting.grant("a", 21)
-    assert counting.due() == ["a"]
 
 
 def made_chunk(session, index):
@@ -251,6 +179,47 @@ def test_the_engines_frames_arrive_as_they_were_drawn_and_no_more_than_were_gran
     third = one.next(Chunk)
     assert third.sequence == 7
     assert np.array_equal(third.frames[0, 0, 100], (40, 40, 200))
+
+
+def test_what_is_pressed_just_before_a_chunk_must_begin_is_in_it(harness):
+    one = harness(seconds=0.1)
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    leaves = time.monotonic() + 0.8
+    one.worker.send(Grant("a", 8, leaves + 4 / 16))
+    time.sleep(0.6)
+    one.worker.send(Steer("a", Control(7, frozenset("l"))))
+    chunk = one.next(Chunk)
+    assert chunk.sequence == 7 and -0.2 < time.monotonic() - leaves < 0.1
+
+
+def test_chunks_that_turn_out_slower_begin_earlier_and_are_there_in_time(harness):
+    one = harness(seconds=0.1)  # it says that a chunk takes 10 ms
+    one.next(Ready)
+    one.open("a", "red")
+    one.next(Chunk)
+    late, leaves = [], time.monotonic() + 0.25
+    for number in range(1, 15):
+        one.worker.send(Grant("a", 4 + 4 * number, leaves + 4 / 16, sum(max(0.0, each) for each in late)))
+        one.next(Chunk)
+        late.append(time.monotonic() - leaves)
+        leaves = max(leaves, time.monotonic()) + 0.25
+    assert late[0] > 0.03 and -0.15 < statistics.median(late[-7:]) < 0.02, late
+
+
+def test_the_first_frames_of_a_chunk_are_there_before_its_last_are(harness):
+    one = harness(part_seconds=0.3)
+    one.next(Ready)
+    one.open("a", "red")
+    first, at = one.next(Chunk), time.monotonic()
+    last = one.next(Chunk)
+    assert time.monotonic() - at > 0.2
+    assert [(part.index, part.first_frame, len(part.frames), part.more) for part in (first, last)] == [
+        (0, 0, 2, True), (0, 2, 2, False),
+    ]  # fmt: skip
+    one.worker.send(Grant("a", 8))
+    assert [one.next(Chunk).first_frame for _ in range(2)] == [4, 6]
 
 
 def test_a_refused_or_ended_session_leaves_the_others_alone(harness):

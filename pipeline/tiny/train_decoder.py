@@ -22,7 +22,7 @@ from pipeline.tiny.vae import FRAMES, GROUPS, TinyVAE
 CRITIC_WIDTHS = (48, 96, 192, 192)
 CRITIC_ALONE = 0.1
 """Share of the time in which the critic learns and is not listened to."""
-CRITIC_SHARE = 0.35
+CRITIC_SHARE = 0.5
 """Length of the critic's gradient at the decoder's last layer, in lengths of the picture loss's."""
 DREAMS = 2
 TRUE_SHARE = 3
