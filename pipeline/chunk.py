@@ -204,7 +204,7 @@ class Chunk:
     scene: str = ""
     unknown_words: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-    begun: float = 0.0
+    begun: float = field(default=0.0, kw_only=True)
     guessed_words: tuple[tuple[str, str], ...] = ()
     more: bool = False
     early: float = 0.0
