@@ -53,7 +53,9 @@ addEventListener("DOMContentLoaded", () => {
   const onframe = (now, frame) => {
     const { presentationTime, expectedDisplayTime, receiveTime, processingDuration, rtpTimestamp, presentedFrames } = frame;
     const decoding = [receiveTime ?? null, 1000 * (processingDuration ?? 0), rtpTimestamp ?? null, presentedFrames];
-    note(video, video.videoWidth, video.videoHeight, [presentationTime, expectedDisplayTime, ...decoding]);
+    // It can be handed over later than it was expected on the screen: then it is not displayed before.
+    const displayed = Math.max(presentationTime, expectedDisplayTime);
+    note(video, video.videoWidth, video.videoHeight, [presentationTime, displayed, ...decoding]);
     video.requestVideoFrameCallback(onframe);
   };
   video.requestVideoFrameCallback(onframe);

@@ -75,8 +75,8 @@ class Seen:
         came = {(one.session, one.sequence): one.came for one in record.controls}
         ways, says = by_frame(record.frames), {sent[1]: sent[3] for sent in page.sent if sent[0] == "shown"}
         pressed = presses(page.keys, page.sent)[1:]
-        moments = [(one.at + page.offset) / 1000 for one in pressed]
-        self.quarters = phases(moments, _starts(record, page.session), page.chunk_seconds)
+        when = [(one.at + page.offset) / 1000 for one in pressed]
+        self.quarters = phases(when, _starts(record, page.session), page.chunk_seconds)
         for press in pressed:
             index = answer(page.shown, press)
             way = None if index is None else ways.get((page.session, page.shown[index].frame))

@@ -18,7 +18,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from playwright.async_api import TimeoutError as TooLate
 
 from benchmarks import live
-from benchmarks.latency_parts import Press, Shown, answer
+from benchmarks.latency_parts import Press, Shown, answer, moments
 from benchmarks.relay import Relay
 from stream import mark
 from stream.trace import KEPT_EVERY, ControlTime, FrameTimes
@@ -103,15 +103,15 @@ class Watched:
         """From `began` to `ended` turn to the other side `count` times, each at a random moment of a chunk, and wait
         for each answer. What follows one by a fixed time and a chance that is even over a chunk is at an even phase.
         """
-        chance, sides = random.Random(seed), ("l", "j")
+        sides = ("l", "j")
         await self.ask_for_origin()
         self.counted.append(await self.page.evaluate("harness.received()"))
         self.began = await self.page.evaluate("performance.now()")
         await self.page.keyboard.down(sides[0])
         await asyncio.sleep(4 * SETTLE_SECONDS)
         await self.pull()
-        for number in range(1, count + 1):
-            await asyncio.sleep(SETTLE_SECONDS + chance.uniform(0, self.chunk_seconds))
+        for number, moment in enumerate(moments(count, random.Random(seed)), 1):
+            await asyncio.sleep(SETTLE_SECONDS + moment * self.chunk_seconds)
             await self.page.keyboard.up(sides[(number - 1) % 2])
             await self.page.keyboard.down(sides[number % 2])
             self.pressed += 1

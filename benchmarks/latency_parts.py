@@ -5,6 +5,7 @@ many ms the server's clock is ahead of a page's. A band (H, W) is a part of a di
 """
 
 import itertools
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ TURNS = {"l": -1, "j": 1}
 """Where the picture moves when the viewer turns: right makes it move left."""
 REACH = 24
 """Columns of a band that a picture may move from frame to frame."""
+STRATA = 10
+"""Few presses at random moments would by chance be too often at good ones."""
 FREEZE_FRAMES, FREEZE_SECONDS = 3, 0.150
 """As in WebRTC's statistics: a freeze is a gap of 3 frames, or of 150 ms more than a frame, whichever is longer."""
 
@@ -58,6 +61,14 @@ class Press(NamedTuple):
     key: str
     at: float
     sequence: int
+
+
+def moments(count: int, chance: random.Random) -> list[float]:
+    """So many random moments of a chunk, 0 to 1: of each STRATA in a row one falls into each part of it."""
+    found: list[float] = []
+    while len(found) < count:
+        found += [(part + chance.random()) / STRATA for part in chance.sample(range(STRATA), STRATA)]
+    return found[:count]
 
 
 def presses(keys: Iterable[Sequence[Any]], sent: Iterable[Sequence[Any]]) -> list[Press]:

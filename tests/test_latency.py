@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.latency_parts import (
     by_frame,
     evenness,
     likeness,
+    moments,
     phases,
     presses,
     reached,
@@ -77,6 +79,14 @@ def test_a_press_is_known_by_the_first_message_after_it_that_holds_its_key_alone
         ["keys", 3, "j", None, 400.3],
     ]
     assert presses(keys, sent) == [Press("l", 100.0, 1), Press("j", 200.0, 3)]
+
+
+def test_presses_come_at_every_part_of_a_chunk_as_often_and_in_no_order():
+    found = moments(40, random.Random(1))
+    assert [sorted(int(10 * moment) for moment in found[at : at + 10]) for at in range(0, 40, 10)] == [
+        list(range(10))
+    ] * 4
+    assert found != sorted(found) and len(moments(7, random.Random(1))) == 7
 
 
 def test_the_answer_is_the_first_frame_after_the_press_whose_mark_obeys_it_also_where_numbers_wrap():
