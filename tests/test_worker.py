@@ -205,7 +205,7 @@ def test_chunks_that_turn_out_slower_begin_earlier_and_are_there_in_time(harness
         one.next(Chunk)
         late.append(time.monotonic() - leaves)
         leaves = max(leaves, time.monotonic()) + 0.25
-    assert late[0] > 0.03 and -0.15 < statistics.median(late[-7:]) < 0.02, late
+    assert late[0] > 0.03 and -0.15 < statistics.median(late[-7:]) < 0.05, late
 
 
 def test_the_first_frames_of_a_chunk_are_there_before_its_last_are(harness):
