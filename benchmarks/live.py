@@ -47,7 +47,7 @@ def measure(viewers: int, seconds: float, arguments: list[str]) -> dict[str, Any
     from playwright.sync_api import sync_playwright
 
     with service(arguments) as (address, ready_seconds, process), sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=_chromium(), args=CHROMIUM)
+        chromium = playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM)
         pages = [chromium.new_context(viewport={"width": 640, "height": 420}).new_page() for _ in range(viewers)]
         for page, prompt in zip(pages, PROMPTS, strict=False):
             page.goto(f"{address}/?seed=5&prompt={prompt.replace(' ', '+')}")
@@ -66,7 +66,8 @@ def measure(viewers: int, seconds: float, arguments: list[str]) -> dict[str, Any
     }
 
 
-def _chromium() -> str:
+def chromium_path() -> str:
+    """The Chromium to drive."""
     for name in (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"):
         if name and (path := shutil.which(name)):
             return path

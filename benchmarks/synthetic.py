@@ -5,6 +5,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from stream.schedule import LEAD_SECONDS
 from stream.serve import listening, serve
 
 SIZE, FPS, CHUNK_FRAMES = 256, 16, 4
+SLIDING, TURNING = 2, 8
+"""Pixels a frame: by itself, and while a key for turning is held."""
 NO_LATENTS = np.empty((0, 1, 1, 1, 1), np.float32)
 
 
@@ -27,6 +30,7 @@ class Run:
     spec: SessionSpec
     chunk: int = 0
     control: Control = field(default_factory=Control)
+    slid: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Done:
 
 
 class Engine:
-    """As stream.worker.Engine; what it makes depends on nothing but the frame's number."""
+    """As stream.worker.Engine; which way the texture slides depends on the keys for turning, and on nothing else."""
 
     def __init__(self, slots: int) -> None:
         self.world = World("synthetic", SIZE, SIZE, FPS, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01,), "batch")
@@ -93,12 +97,15 @@ class Engine:
         run = self._runs[session]
         first, index = run.chunk * CHUNK_FRAMES, run.chunk
         run.chunk += 1
-        frames = np.stack([self.draw(first + offset) for offset in range(CHUNK_FRAMES)])
-        return Chunk(session, index, first, frames, run.control.sequence, "a texture", (), {"total": 0.01})
+        speed, begun = TURNING * (("l" in run.control.keys) - ("j" in run.control.keys)) or SLIDING, time.monotonic()
+        frames = np.stack([self.draw(run.slid + speed * offset) for offset in range(1, CHUNK_FRAMES + 1)])
+        run.slid += speed * CHUNK_FRAMES
+        seconds = {"denoise": 0.0, "total": 0.01}
+        return Chunk(session, index, first, frames, run.control.sequence, "a texture", seconds=seconds, begun=begun)
 
-    def draw(self, number: int) -> np.ndarray:
-        """The frame of that number, (256, 256, 3) uint8."""
-        return self._texture[:, 2 * number % SIZE :][:, :SIZE]
+    def draw(self, slid: int) -> np.ndarray:
+        """The texture after it slid so many pixels to the left, (256, 256, 3) uint8."""
+        return self._texture[:, slid % SIZE :][:, :SIZE]
 
 
 def build(**options) -> Engine:
@@ -114,11 +121,12 @@ def main(argv: list[str] | None = None) -> int:
         "--line", type=int, default=stream.hub.MAX_WAITING, help="sessions in line (default: the limit)"
     )
     parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
+    parser.add_argument("--mark", action="store_true", help="as chunkcast serve's")
     parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="as of chunkcast serve")
     options = parser.parse_args(argv)
     stream.hub.MAX_WAITING = options.line
     with listening("127.0.0.1", 0) as listener:
-        settings = {"sessions": options.sessions, "lead": options.lead / 1000}
+        settings = {"sessions": options.sessions, "lead": options.lead / 1000, "marks": options.mark}
         return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, **settings)
 
 

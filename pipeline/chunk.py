@@ -187,6 +187,7 @@ class Session:
 class Chunk:
     """One chunk of one session, ready to show.
 
+    `begun` is when its making began and the control was read, by time.monotonic().
     `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
     the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not; `guessed_words` are
     words of it that no one listed, each with what it was taken for;
@@ -203,6 +204,7 @@ class Chunk:
     scene: str = ""
     unknown_words: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default=0.0, kw_only=True)
     guessed_words: tuple[tuple[str, str], ...] = ()
     more: bool = False
     early: float = 0.0

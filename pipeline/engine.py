@@ -393,6 +393,7 @@ class Engine:
         chunk = Chunk(
             session=slot.spec.session,
             index=slot.chunk,
+            begun=watch.begun,
             first_frame=slot.frame,
             frames=NO_FRAMES,
             sequence=slot.held.sequence,

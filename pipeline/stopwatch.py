@@ -6,10 +6,14 @@ import torch
 
 
 class Stopwatch:
-    """Marks the ends of stages; on a GPU with events on the current stream, else with the host's clock."""
+    """Marks the ends of stages; on a GPU with events on the current stream, else with the host's clock.
+
+    `begun` is when it was started, by time.monotonic(), the clock that processes share.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
+        self.begun = time.monotonic()
         self._marks = [("", self._now())]
 
     def mark(self, stage: str) -> None:

@@ -181,6 +181,12 @@ def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
         help="milliseconds that a browser may hold frames: MIN on an even link, up to MAX on an uneven one; "
         "or off (default: %(default)s)",
     )
+    parser.add_argument(
+        "--mark",
+        action="store_true",
+        help="for measurements: write into each frame's top rows which one it is and what it obeys, and tell at "
+        "/mark, to all who may see worlds, when it was made and left",
+    )
 
 
 def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
@@ -273,6 +279,7 @@ def _serve(options: argparse.Namespace) -> int:
             sessions=options.sessions,
             doors=door_options(options),
             log_prompts=options.log_prompts,
+            marks=options.mark,
         )
 
 

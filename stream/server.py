@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
+from pipeline.chunk import Chunk
 from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
 from stream.catalogue import Catalogue
-from stream.doors import Doors, NoAccess, TooMany, is_welcome
+from stream.doors import Doors, NoAccess, TooMany, bearer, is_welcome
 from stream.fairness import Fairness
 from stream.frames import Frames
 from stream.hub import Hub
@@ -32,6 +33,7 @@ from stream.prompts import Prompts
 from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, State
 from stream.tidy import trim
+from stream.trace import Trace
 from stream.viewer import Hear, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
 
@@ -74,6 +76,7 @@ class _Feed:
 
     hub: Hub
     viewer: Viewer
+    trace: Trace | None
 
     @property
     def pacer(self) -> Pacer:
@@ -82,9 +85,13 @@ class _Feed:
 
     def took(self, paced: Paced) -> None:
         self.hub.took(self.viewer, paced)
+        if self.trace:
+            self.trace.took(paced)
 
     def sent(self, paced: Paced, rtp: int | None) -> None:
         self.hub.sent(self.viewer, paced, rtp)
+        if self.trace:
+            self.trace.sent(paced, rtp)
 
 
 class Service:
@@ -94,7 +101,7 @@ class Service:
     may play them besides our own, `doors` who may come in. `fairness` and `prompts` are the hub's. Parked sessions lie
     in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are
     called on the event loop when the engine is ready for the first time and when it will never be. `catalogue` knows
-    the presets.
+    the presets. With `marks` each frame carries one, and the `trace` is kept.
     """
 
     def __init__(
@@ -111,7 +118,9 @@ class Service:
         doors: Doors | None = None,
         prompts: Prompts | None = None,
         catalogue: Catalogue | None = None,
+        marks: bool = False,
     ) -> None:
+        self.trace = Trace() if marks else None
         self.catalogue = catalogue or Catalogue()
         self.doors = doors or Doors()
         self._engine = worker.Worker(factory, options, self._from_thread, lead=lead)
@@ -197,7 +206,7 @@ class Service:
         Raises as Peer.answer; TooMany.
         """
         assert self.hub.world is not None, "a live viewer has a world"
-        feed, fps = _Feed(self.hub, viewer), self.hub.world.fps
+        feed, fps = _Feed(self.hub, viewer, self.trace), self.hub.world.fps
         peer = Peer(feed, fps, self._media, lambda: self._gone(peer.id), ends_viewer)
         counted = self.doors.take(host)
         try:
@@ -242,7 +251,8 @@ class Service:
         except TooMany as error:
             self.hub.metrics.refuse("address")
             raise ValueError(str(error)) from None
-        made = Frames(_Feed(self.hub, viewer), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
+        feed = _Feed(self.hub, viewer, self.trace)
+        made = Frames(feed, world.fps, self._media, codec, socket, lambda: self._gone(made.id))
         self._show(made, viewer, counted)
         return made, (world.width, world.height)
 
@@ -271,6 +281,8 @@ class Service:
             self._loop.call_soon_threadsafe(self._happen, event)
 
     def _happen(self, event: worker.Event) -> None:
+        if self.trace and isinstance(event, Chunk):
+            self.trace.arrived(event)
         self.hub.happen(event)
         if isinstance(event, worker.Ready) and not self.ready:
             self._on_ready(event)
@@ -437,6 +449,8 @@ class Connection:
 
     async def _obey(self, message: protocol.FromClient) -> bool:
         if self._viewer:
+            if self._service.trace and isinstance(message, protocol.Keys | protocol.Prompt):
+                self._service.trace.came(self._viewer.session.name, message.seq)
             self._hub.obey(self._viewer, message)
             return True
         if not isinstance(message, protocol.Hello):
@@ -471,6 +485,8 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="chunkcast", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_machines_routes(app, service)
+    if service.trace:
+        _add_mark_routes(app, service.trace, service.doors)
     whep.add_routes(app, service, service.allowed_origins)
     router = api.routes(service.hub, service.archive, service.doors, service.catalogue)
     app.include_router(router)
@@ -508,6 +524,27 @@ def _file(name: str) -> Response:
     if kind is None or PurePath(name).name != name or not file.is_file():
         return PlainTextResponse("There is nothing here; the page is at /.\n", 404)
     return Response(file.read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
+
+
+def _add_mark_routes(app: FastAPI, trace: Trace, doors: Doors) -> None:
+    """What is traced, for all who may see worlds here."""
+
+    def check(request: Request) -> None:
+        try:
+            doors.check_token(bearer(request.headers.get("authorization")))
+        except NoAccess as error:
+            raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from None
+
+    @app.get("/mark", dependencies=[Depends(check)])
+    async def mark(since: int = 0) -> Response:
+        return JSONResponse(trace.since(since))
+
+    @app.get("/mark/{run}/{frame}", dependencies=[Depends(check)])
+    async def picture(run: str, frame: int) -> Response:
+        image = trace.picture(run, frame)
+        if image is None:
+            return PlainTextResponse("This frame is not kept.\n", 404)
+        return Response(image.tobytes(), media_type="application/octet-stream")
 
 
 def _add_machines_routes(app: FastAPI, service: Service) -> None:

@@ -247,6 +247,7 @@ def test_the_picture_is_sent_as_the_command_line_says(tmp_path):
     assert media_options(options, "127.0.0.1").reach.address is None
     assert media_options(options, "192.0.2.1").reach.address == "192.0.2.1"
     assert media_options(_parser().parse_args(["serve"]), "127.0.0.1") == Media()
+    assert [_parser().parse_args(line).mark for line in (["serve"], ["serve", "--mark"])] == [False, True]
 
 
 def test_the_engine_is_built_with_what_the_command_line_says():
