@@ -205,10 +205,9 @@ class Hub:
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session
-        session.image = self._steering.picture_for(viewer, message)
+        session.prompt, session.image = self._steering.beginning(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
-        session.prompt = message.prompt or session.prompt
         session.data, session.awaits_data, viewer.paused = None, False, False
         if session.run:
             self._runs.stop(viewer)

@@ -27,6 +27,7 @@ def welcome(viewer: Viewer, world: World, ice_servers: tuple[protocol.IceServer,
         image=world.image,
         ice_servers=ice_servers,
         seq=viewer.session.sequence or None,
+        names_pictures=world.names_pictures or None,
     )
 
 

@@ -144,10 +144,11 @@ class Shown(ClientMessage):
     ms: Annotated[float, Field(ge=0, le=600_000)]
 
 
-class Restart(_WithPrompt):
+class Restart(ClientMessage):
     """Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
 
-    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
+    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none". With a
+    picture, in a world that names pictures, `prompt` may be "": then it is what the picture shows.
     """
 
     example = '{"type": "restart", "seq": 5, "seed": 7, "prompt": "a desert at noon"}'
@@ -156,6 +157,13 @@ class Restart(_WithPrompt):
     seed: Seed | None = None
     prompt: Text | None = None
     image: Picture | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_can_be_shown(cls, value: str | None) -> str | None:
+        if value:  # whether it may be empty is the hub's to know
+            check_prompt(value)
+        return value
 
 
 class Rewind(ClientMessage):
@@ -210,6 +218,7 @@ class Welcome(Message):
 
     `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
     no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
+    `names_pictures`: it tells by itself what such a picture shows, so that a `restart` with one needs no prompt.
     """
 
     type: Literal["welcome"] = "welcome"
@@ -225,6 +234,7 @@ class Welcome(Message):
     image: str
     ice_servers: tuple[IceServer, ...]
     seq: int | None = None
+    names_pictures: bool | None = None
 
 
 class Queued(Message):
@@ -244,7 +254,10 @@ class Queued(Message):
 
 
 class Live(Message):
-    """The session has a slot and begins; POST /whep?session=TOKEN fetches the picture."""
+    """The session has a slot and begins; POST /whep?session=TOKEN fetches the picture.
+
+    `prompt` is "" where the world began with a picture and no words: `scene` says what it was taken for.
+    """
 
     type: Literal["live"] = "live"
     slot: int

@@ -56,10 +56,10 @@ def new_token() -> str:
 class Session:
     """What a viewer asked for and holds down. `token` is the viewer's secret, `name` may be shown to all.
 
-    `image` is the picture that it begins with, None for none. `run` counts how often the world began or went on for it,
-    so that a frame of an earlier one is known as such. `data` is what it was when it was last kept, None for a world
-    that has not begun; with `awaits_data` a newer one is on its way. `lost_at` is since when no one is there for it, in
-    clock seconds.
+    `image` is the picture that it begins with, None for none; with one `prompt` may be empty. `run` counts how often
+    the world began or went on for it, so that a frame of an earlier one is known as such. `data` is what it was when it
+    was last kept, None for a world that has not begun; with `awaits_data` a newer one is on its way. `lost_at` is since
+    when no one is there for it, in clock seconds.
     """
 
     prompt: str
@@ -131,9 +131,9 @@ class Session:
 
 
 def prompts_of(data: chunk.Session) -> list[str]:
-    """All prompts of a session as plain data; the last one is in force."""
-    prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
-    return [prompt for prompt in prompts if prompt]
+    """All prompts of a session as plain data; the last one is in force. The first may be empty, as in its spec."""
+    later = [*(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
+    return [data.spec.prompt, *(prompt for prompt in later if prompt)]
 
 
 class Line:

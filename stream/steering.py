@@ -60,8 +60,20 @@ class Steering:
         """The world stands still, from the chunk on up to which the engine may go."""
         viewer.hear(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
 
-    def picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
-        """What the restarted world begins with. ProtocolError, with all as it was, for a picture that is not there."""
+    def beginning(self, viewer: Viewer, message: protocol.Restart) -> tuple[str, bytes | None]:
+        """The prompt and the picture that the restarted world begins with. ProtocolError, with all as it was, for a
+        picture that is not there, and for an empty prompt where no picture says what to see."""
+        picture = self._picture_for(viewer, message)
+        prompt = viewer.session.prompt if message.prompt is None else message.prompt
+        if prompt == "" and picture is None:
+            reason = "a world without a picture needs a prompt: say in a few words what to see"
+            raise protocol.ProtocolError(reason, message.seq)
+        if prompt == "" and not (self._runs.world and self._runs.world.names_pictures):
+            reason = "this world does not know what a picture shows: say in a few words what to see"
+            raise protocol.ProtocolError(reason, message.seq)
+        return prompt, picture
+
+    def _picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
         if message.image is None:
             return viewer.session.image
         if message.image == protocol.NO_PICTURE:

@@ -37,9 +37,11 @@ class FakeEngine:
     "stop" ends its session, "rot" has nothing that can be kept. The latents of a chunk are where the bar is after it.
     """
 
-    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1, image="optional"):
+    def __init__(self, slots=2, schedule="turns", seconds=0.0, load_seconds=0.0, fail="", spin_at=-1, image="optional",
+                 names_pictures=False):  # fmt: skip
         size = (WIDTH, HEIGHT, FPS)
-        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image)
+        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image,
+                           names_pictures=names_pictures)  # fmt: skip
         self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 

@@ -706,6 +706,18 @@ def test_a_world_that_needs_pictures_lets_those_who_have_none_wait_and_no_one_wa
     assert second.viewer.session.run == 1 and second.viewer.session.sequence == 1
 
 
+def test_a_world_that_began_with_a_picture_and_no_words_is_come_back_to(engine, clock, drawer):
+    hub = Hub(engine, clock=clock, archive=drawer)
+    hub.happen(worker.Ready(replace(WORLD, names_pictures=True), 1, 1))
+    kept = replace(data(), spec=SessionSpec("a", "", 5, b"a picture"))
+    viewer = hub.resume("token-0123456789", kept, lambda message: None)
+    assert viewer.session.prompt == "" and viewer.session.image == b"a picture"
+    hub.obey(viewer, protocol.Restart(seq=3))
+    assert engine.of(worker.Open)[-1].spec.prompt == ""
+    hub.obey(viewer, protocol.Prompt(seq=4, text="at night"))
+    assert engine.of(worker.Steer)[-1].control.prompt == viewer.session.prompt == "at night"
+
+
 def test_a_parked_world_keeps_its_picture(hub, engine, drawer):
     kept = data()
     kept = replace(kept, spec=replace(kept.spec, image=b"a picture"))
