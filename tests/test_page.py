@@ -460,6 +460,30 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_a_world_begins_with_it(live):
     assert len(script.of("restart")) == 3 and page.evaluate("document.documentElement.dataset.state") == "live"
 
 
+def test_a_picture_takes_no_old_words_along_but_those_that_were_written_for_it(live):
+    page, script = live("/?prompt=a%20desert")
+    choose = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"bytes"}
+    page.set_input_files("#file", choose)
+    script.wait(lambda: script.of("restart"), "a world that needs words has those of before")
+    script.welcome(names_pictures=True)
+    page.set_input_files("#file", choose)
+    script.wait(lambda: len(script.of("restart")) == 2, "one that knows pictures has none")
+    script.live(prompt="")
+    page.wait_for_function("document.getElementById('prompt').value === ''")
+    script.send("scene", text="a shore by day, clear", unknown_words=[])
+    page.wait_for_function("document.getElementById('scene').textContent === 'a shore by day, clear'")
+    page.fill("#prompt", "at night")
+    page.set_input_files("#file", choose)
+    script.wait(lambda: len(script.of("restart")) == 3, "what was written is sent along")
+    page.focus("#prompt")
+    page.keyboard.press("Escape")
+    assert page.input_value("#prompt") == ""
+    page.click("#again")
+    script.wait(lambda: len(script.of("restart")) == 4, "another world is one of what the picture showed")
+    prompts = [message["prompt"] for message in script.of("restart")]
+    assert prompts == ["a desert", "", "at night", "a shore by day, clear"]
+
+
 def test_a_world_that_needs_a_picture_asks_for_it_and_the_line_can_be_left(visit):
     page, script = visit()
     script.send("queued", place=1, waiting=1, reason="It begins with a picture.", needs_picture=True)

@@ -71,10 +71,31 @@ export class Hud {
     write("turn-left", seconds === null ? "" : `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`);
   }
 
-  /** What the world takes: keys that move its camera, a picture to begin with. */
-  offers(camera, picture) {
-    for (const group of document.querySelectorAll(".keys")) group.hidden = !camera;
-    find("picture").hidden = !picture;
+  /** What the world takes, and its shape: keys that move its camera, a picture to begin with. */
+  offers({ keys, image, width, height }) {
+    for (const group of document.querySelectorAll(".keys")) group.hidden = keys.length === 0;
+    find("picture").hidden = image === "none";
+    find("stage").style.setProperty("--shape", `${width} / ${height}`);
+  }
+
+  /** The keyboard walks, and types nothing. */
+  focusWorld() {
+    find("stage").focus();
+  }
+
+  /** What is written in the line for words. */
+  get written() {
+    return find("prompt").value.trim();
+  }
+
+  /** Writes the words of the world into their line. */
+  write(prompt) {
+    find("prompt").value = prompt;
+  }
+
+  /** As write(), unless someone is writing there. */
+  offerWords(prompt) {
+    if (document.activeElement !== find("prompt")) this.write(prompt);
   }
 
   /** How the prompt was understood, which of its words were guessed at, and which were not understood. */
