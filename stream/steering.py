@@ -94,8 +94,10 @@ class Steering:
         self._runs.rewind(viewer, message.chunk)
 
     def _check_rewind(self, viewer: Viewer, message: protocol.Rewind) -> None:
-        if viewer.session.state is not State.LIVE or viewer.placing:
+        if viewer.session.state is not State.LIVE:
             raise protocol.ProtocolError("only a world that is live can go back; wait until it is", message.seq)
+        if viewer.placing:
+            raise protocol.ProtocolError("the world is going back already; wait until it is there", message.seq)
         if message.chunk > viewer.made:
             raise protocol.ProtocolError(
                 f"the world has {viewer.made} chunks; it can go back to 0 up to {viewer.made}, not {message.chunk}",

@@ -555,6 +555,46 @@ def test_leaving_the_page_gives_the_slot_back_at_once(live):
     assert page.evaluate("studio.requests.at(-1)") == "DELETE /whep/1"
 
 
+def test_a_page_that_is_loaded_again_goes_on_with_the_world_that_was_walked_in(live):
+    page, script = live()
+    page.keyboard.press("w")
+    script.wait(lambda: held(script) == ["w"], "the viewer walks")
+    page.evaluate("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
+    script.wait(lambda: script.of("park"), "the place is given back and the world is kept")
+    page.reload()
+    script.wait(lambda: len(script.of("hello")) == 2, "the page is there again")
+    assert not script.of("leave")
+    assert script.of("hello")[1]["token"] == "secret"
+
+
+def test_a_newcomer_is_told_what_to_do_until_they_do_it(live):
+    page, _ = live()
+    hint = "document.getElementById('notice').textContent"
+    page.wait_for_function(f"{hint} === 'Hold W A S D to walk, I J K L to look around. Write what you want to see.'")
+    page.keyboard.press("l")
+    page.wait_for_function(f"{hint} === ''")
+    phone, _ = live(**PHONE)
+    phone.wait_for_function(f"{hint} === 'Hold the arrows to walk and look around. Write what you want to see.'")
+
+
+def test_words_find_their_world_also_where_none_is_live(live):
+    page, script = live()
+    page.keyboard.press("w")
+    page.click("#park")
+    script.wait(lambda: script.of("park"), "the world is parked")
+    script.send("parked", reason="You parked this world.", by_itself=None)
+    wait_for_state(page, "parked")
+    assert page.evaluate("document.activeElement.id") == "veil-action"
+    page.fill("#prompt", "snow")
+    page.press("#prompt", "Enter")
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('Go on with your world first')")
+    page.click("#veil-other")
+    wait_for_state(page, "left")
+    page.press("#prompt", "Enter")
+    script.wait(lambda: len(script.of("hello")) == 2, "words begin another world")
+    assert script.of("hello")[1]["prompt"] == "snow"
+
+
 WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1280, 720), (1440, 900), (3840, 2160)]
 SIZES = [(360, 640), (390, 844), (768, 1024), *WIDE]
 

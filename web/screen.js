@@ -76,6 +76,7 @@ export class Screen {
 
   /** @param {boolean} paused the world stands still, and that is no fault of the picture's */
   pause(paused) {
+    if (this.#session.paused && !paused) this.#rate.forget();
     this.#session.paused = this.#picture.rests = paused;
     this.#hud.paused(paused);
   }
@@ -94,6 +95,7 @@ export class Screen {
     Object.assign(this.#session, { shown: true, pictureTries: 0, reason: "" });
     this.#connection.settled();
     this.#hud.live();
+    if (!this.#session.returning) this.#hud.hint();
   }
 
   #lost(reason) {

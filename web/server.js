@@ -105,7 +105,7 @@ export class Server {
   }
 
   #queued({ place, waiting, reason, wait_seconds, restoring, needs_picture }) {
-    Object.assign(this.#session, { entered: true, live: false }); // welcome comes later while the engine is loading
+    Object.assign(this.#session, { entered: true, live: false, shown: false }); // welcome comes later while the engine is loading
     this.#screen.stop();
     this.#connection.settled();
     this.#session.returning = Boolean(restoring);
@@ -117,7 +117,7 @@ export class Server {
     }
     const title = restoring ? "Restoring your world" : place === 1 ? "You are next" : "You are in line";
     const company = waiting > 1 ? ` ${waiting} are waiting.` : "";
-    const wait = wait_seconds === null || wait_seconds === undefined ? "" : ` It takes about ${lasting(wait_seconds)}.`;
+    const wait = wait_seconds === null || wait_seconds === undefined ? "" : ` It takes ${lasting(wait_seconds)}.`;
     const then = restoring ? "It goes on by itself." : "You enter by yourself when it is your turn.";
     const text = `${reason} ${then}${company}${wait}`;
     this.#hud.veil("waiting", { title, text, place, other });
@@ -196,7 +196,7 @@ export class Server {
   /** A world that is kept is deleted, and the page waits for a click. */
   async #giveUp({ session: name, token: secret }) {
     dropToken();
-    this.#hud.veil("parked", {
+    this.#hud.veil("left", {
       title: "You have left",
       action: ["Begin another world", () => this.#connection.open()],
     });
@@ -212,7 +212,7 @@ export class Server {
       return this.#connection.retry();
     }
     this.#rest();
-    this.#hud.veil("parked", {
+    this.#hud.veil("left", {
       title: "You have left the line",
       action: ["Stand in line again", () => this.#connection.open()],
     });
@@ -228,5 +228,6 @@ export class Server {
 
 /** @param {number} seconds */
 function lasting(seconds) {
-  return seconds < 90 ? `${seconds} seconds` : `${Math.round(seconds / 60)} minutes`;
+  if (seconds < 5) return "a moment";
+  return seconds < 90 ? `about ${seconds} seconds` : `about ${Math.round(seconds / 60)} minutes`;
 }

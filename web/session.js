@@ -23,6 +23,7 @@ export class Session {
       returning: false,
       leaving: false,
       paused: false,
+      touched: false, // whether the viewer has done anything to this world
       prompt: this.wish.prompt, // "" where the picture that the world begins with says what to see
       pictured: false, // whether it begins with a picture, as far as this page knows
       promptSeq: 0,

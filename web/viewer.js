@@ -2,8 +2,9 @@
 
 import { copy } from "./clipboard.js";
 import * as messages from "./messages.js";
-import { addressOf, anySeed, seedOf } from "./wish.js";
+import { token } from "./token.js";
 import * as upload from "./upload.js";
+import { addressOf, anySeed, seedOf } from "./wish.js";
 
 const RESEND_MS = messages.KEYS_HELD_MS / 5;
 
@@ -34,6 +35,7 @@ export class Viewer {
     this.#hud.held(held);
     clearInterval(this.#resend);
     if (!this.#session.live || !this.#session.welcome.keys.length) return;
+    if (held.length) this.#touch();
     const seq = this.#session.next();
     const text = messages.keys({ seq, held });
     this.#latency.sent(seq, at);
@@ -51,10 +53,13 @@ export class Viewer {
     const prompt = text.trim();
     if (prompt === "") return this.#hud.notice("Say in a few words what you want to see.");
     const session = this.#session;
+    if (!this.#connection.wanted && token()) return this.#hud.notice("Go on with your world first, then say it again.");
     session.takeWords(prompt);
     this.#hud.write(prompt);
     this.#hud.focusWorld();
+    if (!this.#connection.wanted) return this.#connection.open();
     if (!session.entered) return void this.#connection.send(messages.hello(session.wish)); // the first one was refused
+    this.#touch();
     session.promptSeq = session.next();
     if (this.#connection.send(messages.prompt({ seq: session.promptSeq, text: prompt }))) this.#hud.pending(true);
   }
@@ -85,6 +90,7 @@ export class Viewer {
     session.wish.seed = seed;
     const image = session.welcome.image === "required" ? undefined : "none";
     session.pictured &&= image === undefined;
+    this.#touch();
     this.#connection.send(messages.restart({ seq: session.next(), seed, prompt: session.wish.prompt, image }));
     this.#hud.focusWorld();
   }
@@ -101,6 +107,7 @@ export class Viewer {
     try {
       const image = await upload.send(file, welcome);
       if (this.#session.welcome !== welcome) throw new Error("The connection broke off meanwhile: send the picture again.");
+      this.#touch();
       const seq = this.#session.next();
       Object.assign(this.#session, { pictured: true, pictureSeq: seq });
       this.#connection.send(messages.restart({ seq, prompt: this.#wordsBeside(welcome), image }));
@@ -145,8 +152,10 @@ export class Viewer {
     this.#connection.send(messages.leave());
   }
 
+  /** A world that was walked in is kept, or reloading the page would lose it; the place is free at once either way. */
   leavePage() {
-    this.#connection.send(messages.leave());
+    const { touched, returning } = this.#session;
+    this.#connection.send(touched || returning ? messages.park() : messages.leave());
     this.#connection.close();
     this.#screen.leave();
   }
@@ -155,6 +164,11 @@ export class Viewer {
     if (!this.#connection.wanted) return;
     this.#screen.forgetNetwork();
     this.#connection.open();
+  }
+
+  #touch() {
+    this.#session.touched = true;
+    this.#hud.endHint();
   }
 
   async share() {
