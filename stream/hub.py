@@ -37,6 +37,9 @@ FORGIVEN_SECONDS = 60.0
 PROBATION_SECONDS = 10.0
 """A session that was at work when the engine died comes back alone: until it has a chunk, or so long, no one enters."""
 STATS_SECONDS = 1.0
+LINE_SECONDS = 1.0
+"""Everyone in line hears of its changes so often at most, or a line of n that comes at once would be told n times n
+things. Who was told nothing yet hears at once."""
 
 
 class Hub:
@@ -71,6 +74,7 @@ class Hub:
         self._reason = news.LOADING
         self._closing: str | None = None
         self._stats_at = self._swept_at = clock()
+        self._line_told_at, self._line_changed = float("-inf"), False
 
     # Who comes.
 
@@ -208,7 +212,7 @@ class Hub:
         session.prompt, session.image = self._steering.beginning(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
-        session.data, session.awaits_data, viewer.paused = None, False, False
+        session.data, session.awaits_data, viewer.paused, viewer.told = None, False, False, None
         if session.run:
             self._runs.stop(viewer)
         if session.state is State.LIVE:
@@ -348,6 +352,7 @@ class Hub:
         self.metrics.restarts.inc(self.world is not None)
         self._runs.world, self._reason = world, " ".join(filter(None, (news.FULL, world.limit)))
         self._line.resize(world.slots)
+        self._line_told_at = float("-inf")  # all in line hear of it at once
         self.metrics.slots.set(world.slots)
         for viewer in list(self._viewers.values()):
             self._welcome(viewer)
@@ -363,6 +368,7 @@ class Hub:
         suspects = [viewer for viewer in suspects if viewer.on_probation] or suspects
         self._runs.forget()
         self._line.resize(0)
+        self._line_told_at = float("-inf")
         for viewer in list(self._viewers.values()):
             viewer.placing = viewer.on_probation = False
             self._give_up_waiting(viewer)
@@ -403,6 +409,8 @@ class Hub:
             turn_left = self._fairness.left if self._others_wait else lambda seconds: None
             self._pictures.tell_stats(live, len(self._line.waiting), turn_left)
             self._advance()
+        elif self._line_changed:
+            self._tell_line()
 
     def _see_to(self, viewer: Viewer, now: float) -> None:
         """Stale keys are released, who is not there is parked, and who holds up others makes room."""
@@ -452,16 +460,14 @@ class Hub:
     # The line.
 
     def _advance(self) -> None:
-        """Fill free slots from the line and tell those whose place changed."""
+        """Fill free slots from the line and tell those whose place changed, at once or soon."""
         for session in self._line.admit(self._may_enter):
             viewer = self._viewers[session.token]
             viewer.live_since, viewer.why = self._clock(), ""
             self._begin(viewer)
-        waiting = self._line.waiting
-        for place, session in enumerate(waiting, 1):
-            self._tell_place(self._viewers[session.token], place, len(waiting))
+        self._tell_line()
         self.metrics.viewers.set(len(self._line.live))
-        self.metrics.waiting.set(len(waiting))
+        self.metrics.waiting.set(len(self._line.waiting))
         self.metrics.parked.set(self._archive.count)
         self.metrics.parked_bytes.set(self._archive.bytes)
 
@@ -481,6 +487,17 @@ class Hub:
     def _lacks_picture(self, session: Session) -> bool:
         needs = self.world is not None and self.world.image == "required"
         return needs and session.image is None and session.data is None
+
+    def _tell_line(self) -> None:
+        """Tell all in line how it is, or those who know nothing yet, where all were told a moment ago."""
+        now, waiting = self._clock(), self._line.waiting
+        self._line_changed = now - self._line_told_at < LINE_SECONDS
+        for place, session in enumerate(waiting, 1):
+            viewer = self._viewers[session.token]
+            if viewer.told is None or not self._line_changed:
+                self._tell_place(viewer, place, len(waiting))
+        if not self._line_changed:
+            self._line_told_at = now
 
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
         lacks = self._lacks_picture(viewer.session)

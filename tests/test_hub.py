@@ -144,15 +144,28 @@ def test_before_the_engine_is_ready_viewers_wait_and_are_told_why(engine, clock)
     assert page.types() == ["queued", "welcome", "live"]
 
 
-def test_a_third_viewer_waits_and_enters_when_a_slot_is_free(hub, engine):
+def test_a_third_viewer_waits_and_enters_when_a_slot_is_free(hub, engine, clock):
     first, _, third, fourth = (Page(hub) for _ in range(4))
     assert third.last(protocol.Queued).place == 1
     assert fourth.last(protocol.Queued).place == 2
     hub.leave(first.viewer)
     assert worker.Close(first.run) in engine.commands
     assert third.last(protocol.Live).slot == 0
-    assert fourth.last(protocol.Queued).place == 1
     assert first.types()[-1] == "ended"
+    pass_time(hub, clock, 1)
+    assert fourth.last(protocol.Queued).place == 1
+
+
+def test_who_joins_the_line_hears_at_once_and_all_others_of_many_changes_once_a_second(hub, clock):
+    pages = [Page(hub) for _ in range(2 + MAX_WAITING)]
+    waiting = pages[2:]
+    assert [page.last(protocol.Queued).place for page in waiting] == list(range(1, MAX_WAITING + 1))
+    assert sum(page.types().count("queued") for page in waiting) == MAX_WAITING, "no one is told again for each other"
+    for page in waiting[:50]:
+        hub.leave(page.viewer)
+    pass_time(hub, clock, 1)
+    assert [page.last(protocol.Queued).place for page in waiting[50:]] == list(range(1, 51))
+    assert all(page.types().count("queued") <= 3 for page in waiting)
 
 
 def test_a_full_line_takes_no_one_more(hub):
@@ -529,7 +542,9 @@ def test_without_a_limit_no_turn_ends_and_the_wait_is_told_from_the_mean_stay(hu
     pass_time(hub, clock, 100)
     fourth = Page(hub)
     hub.leave(page.viewer)
-    assert third.types()[-1] == "live" and fourth.last(protocol.Queued).wait_seconds == 50
+    assert third.types()[-1] == "live"
+    pass_time(hub, clock, 1)
+    assert fourth.last(protocol.Queued).wait_seconds == 50
 
 
 def test_an_idle_viewer_is_asked_and_then_parked_while_others_wait(engine, clock, drawer):
