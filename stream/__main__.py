@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pipeline.chunk import Session, SessionSpec, check_prompt, parse_keys
 from pipeline.huggingface import check_place
+from stream.audience import SPECTATORS
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.doors import CONNECTIONS_PER_ADDRESS, Doors
 from stream.fairness import Fairness
@@ -142,6 +143,13 @@ def _add_life_options(parser: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="keep parked worlds here for a day (default: as long as the server runs)",
     )
+    parser.add_argument(
+        "--spectators",
+        type=int,
+        default=SPECTATORS,
+        metavar="N",
+        help=f"so many may watch one viewer's world by its link, 0 for none (default: {SPECTATORS})",
+    )
 
 
 def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
@@ -254,6 +262,7 @@ def _serve(options: argparse.Namespace) -> int:
             sessions=options.sessions,
             doors=door_options(options),
             log_prompts=options.log_prompts,
+            spectators=options.spectators,
         )
 
 
@@ -349,6 +358,8 @@ def _check_serve(options: argparse.Namespace) -> None:
     fairness_options(options)
     door_options(options)
     _check_folder(options.sessions)
+    if not 0 <= options.spectators <= 1000:
+        raise UserError(f"--spectators is {options.spectators}; it must be from 0 to 1000")
     if not 0 < options.lead <= 16:
         raise UserError(f"--lead is {options.lead}; it must be more than 0 and at most 16 chunks")
 

@@ -5,6 +5,7 @@ a viewer brought, frames to its pacer. What the engine is told is in runs.py, wh
 words are in news.py.
 """
 
+import hmac
 import logging
 import secrets
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pipeline.chunk import Chunk, Ended, World
 from pipeline.chunk import Session as Data
 from stream import news, protocol, worker
+from stream.audience import SPECTATORS, UNKNOWN, Audience
 from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced
@@ -22,7 +24,7 @@ from stream.prompts import Prompts
 from stream.runs import KEEP_SECONDS, Engine, Runs
 from stream.session import Bucket, Line, Session, State, new_token
 from stream.steering import Steering
-from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
+from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Spectator, Viewer, no_one
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ things. Who was told nothing yet hears at once."""
 class Hub:
     """The one place that knows all viewers. `lead` is in chunks; `clock` in seconds.
 
-    `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged.
+    `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged;
+    so many `spectators` may watch one session.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Hub:
         archive: Keeper | None = None,
         fairness: Fairness | None = None,
         prompts: Prompts | None = None,
+        spectators: int = SPECTATORS,
     ) -> None:
         self._clock = clock
         self._prompts = prompts or Prompts()
@@ -65,6 +69,7 @@ class Hub:
         self._fairness = fairness or Fairness()
         self._stays = Stays()
         self.metrics = metrics or Metrics()
+        self.audience = Audience(spectators, self.metrics)
         self.ice_servers = ice_servers
         self._line = Line()
         self._viewers: dict[str, Viewer] = {}
@@ -139,7 +144,7 @@ class Hub:
         viewer.welcomed = True
         if viewer.pacer is None:  # who comes back keeps the frames that wait, and the track that fetches them
             viewer.pacer = self._runs.new_pacer()
-        viewer.hear(news.welcome(viewer, self.world, self.ice_servers))
+        viewer.hear(news.welcome(viewer, self.world, self.ice_servers, self.audience.is_allowed))
 
     def poll(self, viewer: Viewer) -> None:
         """Someone asks for a session that waits for its viewer: it waits on, and is live if there is room now."""
@@ -156,6 +161,30 @@ class Hub:
     def find(self, token: str) -> Viewer | None:
         """The viewer whose secret this is."""
         return self._viewers.get(token)
+
+    def find_watcher(self, token: str) -> Viewer | Spectator | None:
+        """Whose picture this token fetches."""
+        return self._viewers.get(token) or self.audience.find(token)
+
+    def spectate(self, watch_token: str, hear: Hear) -> Spectator:
+        """One who watches the session of this link. ValueError with a sentence when there is none, or too many do."""
+        asked = watch_token.encode("utf-8", "surrogatepass")
+        viewers = self._viewers.values()
+        viewer = next((each for each in viewers if hmac.compare_digest(each.session.watch_token.encode(), asked)), None)
+        if viewer is None or self.world is None or self._closing is not None:
+            raise ValueError(UNKNOWN)
+        spectator = self.audience.join(viewer, hear)
+        paused_from = self._runs.chunk_from(viewer.granted)
+        for message in news.glimpse(spectator, self.world, self.ice_servers, paused_from):
+            hear(message)
+        return spectator
+
+    def dismiss(self, watcher: Viewer | Spectator) -> None:
+        """Whoever saw a picture is gone for good: a viewer with the session, a spectator alone."""
+        if isinstance(watcher, Spectator):
+            self.audience.leave(watcher)
+        else:
+            self.leave(watcher)
 
     def return_(self, viewer: Viewer, hear: Hear) -> None:
         """The viewer is there again, on another connection: all is as it was. ValueError when the line is full."""
@@ -240,8 +269,9 @@ class Hub:
         self._line.leave(viewer.session)
         self._archive.remove(viewer.session.token)
         viewer.hand_over()
-        viewer.hear(protocol.Ended(reason=reason))
+        viewer.tell(protocol.Ended(reason=reason))
         viewer.ended()
+        self.audience.dismiss(viewer)
         self._advance()
 
     def park(self, viewer: Viewer, reason: str) -> None:
@@ -257,9 +287,10 @@ class Hub:
         if was_live:
             self._stop(viewer, keep=True)
         self._line.park(session)
-        viewer.hear(protocol.Parked(reason=reason))
+        viewer.tell(protocol.Parked(reason=reason))
         viewer.hear = no_one
         viewer.ended()
+        self.audience.dismiss(viewer)
         if not session.awaits_data:
             self._store(viewer)
         self._advance()
@@ -301,10 +332,11 @@ class Hub:
         for viewer in list(self._viewers.values()):
             if keeps and viewer.session.data is not None:
                 self._archive.put(viewer.session.token, viewer.session.data)
-                viewer.hear(protocol.Parked(reason=reason, by_itself=True))
+                viewer.tell(protocol.Parked(reason=reason, by_itself=True))
                 viewer.hear = no_one
                 self._viewers.pop(viewer.session.token)
                 viewer.ended()
+                self.audience.dismiss(viewer)
             else:
                 self.leave(viewer, reason)
 
@@ -476,7 +508,7 @@ class Hub:
         viewer.fetched = viewer.active = self._clock()
         viewer.told, viewer.asked = None, None
         self._runs.begin(viewer)
-        viewer.hear(news.live(viewer))
+        viewer.tell(news.live(viewer))
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""
@@ -504,7 +536,7 @@ class Hub:
         told = news.queued(viewer, place, waiting, self._reason, self._wait(place), lacks)
         if viewer.told != told:
             viewer.told = told
-            viewer.hear(told)
+            viewer.tell(told)
 
     def _wait(self, place: int) -> int | None:
         live = [self._clock() - self._viewers[session.token].live_since for session in self._line.live]

@@ -82,6 +82,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("messages of /frames", "frames.SAID_A_SECOND", "a second", "the connection is closed"),
         ("messages of /frames at once", "frames.SAID_AT_ONCE", "", "the same"),
         ("length of a message of /frames", "frames.MAX_TEXT", "characters", "the connection is closed"),
+        ("who watches one session, `--spectators`", "audience.SPECTATORS", "", "`ended`; WHEP: 503"),
         ("bitrate, `--max-bitrate`", "codec.MAX_BITRATE", "bit/s", "quality falls"),
     ],
     "Parked sessions": [

@@ -111,6 +111,18 @@ class Hello(_WithPrompt):
     access: Annotated[Text, Field(max_length=256)] | None = Field(default=None, repr=False)
 
 
+class Spectate(ClientMessage):
+    """In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
+
+    What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
+    """
+
+    example = '{"type": "spectate", "version": 1, "token": "the watch_token of a welcome"}'
+    type: Literal["spectate"] = "spectate"
+    version: Version
+    token: Token
+
+
 class Prompt(_WithPrompt):
     """A new prompt; the world goes on from where it is."""
 
@@ -219,6 +231,8 @@ class Welcome(Message):
     `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
     no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
     `names_pictures`: it tells by itself what such a picture shows, so that a `restart` with one needs no prompt.
+    `watch_token` may be given to others: `spectate` with it watches and steers nothing; absent where no one may watch.
+    `spectates`: this is not one's own session, but one that is watched.
     """
 
     type: Literal["welcome"] = "welcome"
@@ -235,6 +249,8 @@ class Welcome(Message):
     ice_servers: tuple[IceServer, ...]
     seq: int | None = None
     names_pictures: bool | None = None
+    watch_token: str | None = None
+    spectates: bool | None = None
 
 
 class Queued(Message):
@@ -360,7 +376,7 @@ class Error(Message):
     seq: int | None = None
 
 
-FromClient = Hello | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave
+FromClient = Hello | Spectate | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave
 FromServer = Welcome | Queued | Live | Received | Applied | Paused | Asked | Parked | Scene | Stats | Ended | Error
 
 _CLIENT: dict[str, type[ClientMessage]] = {model.model_fields["type"].default: model for model in get_args(FromClient)}
@@ -386,7 +402,7 @@ def _check(data: dict[str, Any]) -> FromClient:
     if not isinstance(kind, str) or kind not in _CLIENT:
         raise ProtocolError(f"no such type of message: {_short(kind)}; the types are {', '.join(_CLIENT)}", seq)
     model = _CLIENT[kind]
-    if kind == "hello" and data.get("version", VERSION) != VERSION:
+    if kind in ("hello", "spectate") and data.get("version", VERSION) != VERSION:
         raise WrongVersion(f"this server speaks version {VERSION}, not {_short(data['version'])}: reload the page")
     try:
         return typing.cast(FromClient, model.model_validate(data))

@@ -1,6 +1,9 @@
 """One viewer's life (queued, live, parked, gone) and the line in front of the slots. No sockets, no tasks."""
 
+import base64
 import enum
+import functools
+import hmac
 import secrets
 import time
 from collections.abc import Callable
@@ -77,6 +80,11 @@ class Session:
     awaits_data: bool = False
     lost_at: float | None = None
     image: bytes | None = None
+
+    @functools.cached_property
+    def watch_token(self) -> str:
+        """The secret with which others may watch and steer nothing: it follows from `token`, and not the other way."""
+        return base64.urlsafe_b64encode(hmac.digest(self.token.encode(), b"watch", "sha256")[:24]).decode()
 
     def happen(self, event: str) -> None:
         """Go on to the state that LIFE says."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.chunk import Control
-from stream import protocol
+from stream import news, protocol
 from stream.runs import Runs
 from stream.session import State
 from stream.upload import name_of
@@ -55,10 +55,11 @@ class Steering:
         else:
             self._steer(viewer, Control(session.sequence, session.held))
             self._runs.grant(viewer)
+            viewer.tell_audience(news.live(viewer))
 
     def tell_paused(self, viewer: Viewer, seq: int) -> None:
         """The world stands still, from the chunk on up to which the engine may go."""
-        viewer.hear(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
+        viewer.tell(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
 
     def beginning(self, viewer: Viewer, message: protocol.Restart) -> tuple[str, bytes | None]:
         """The prompt and the picture that the restarted world begins with. ProtocolError, with all as it was, for a
@@ -92,6 +93,7 @@ class Steering:
         session.sequence, session.prompted = max(session.sequence, message.seq), 0
         viewer.paused = False
         self._runs.rewind(viewer, message.chunk)
+        viewer.tell_audience(news.live(viewer))
 
     def _check_rewind(self, viewer: Viewer, message: protocol.Rewind) -> None:
         if viewer.session.state is not State.LIVE:

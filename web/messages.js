@@ -20,6 +20,14 @@ export function hello({ prompt, seed, token, access }) {
 }
 
 /**
+ * In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
+ * What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
+ */
+export function spectate({ token }) {
+  return JSON.stringify({ type: "spectate", version: VERSION, token });
+}
+
+/**
  * A new prompt; the world goes on from where it is.
  */
 export function prompt({ seq, text }) {
@@ -94,7 +102,9 @@ export function leave() {
  * `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
  * no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
  * `names_pictures`: it tells by itself what such a picture shows, so that a `restart` with one needs no prompt.
- * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null, names_pictures: boolean|null }} Welcome
+ * `watch_token` may be given to others: `spectate` with it watches and steers nothing; absent where no one may watch.
+ * `spectates`: this is not one's own session, but one that is watched.
+ * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null, names_pictures: boolean|null, watch_token: string|null, spectates: boolean|null }} Welcome
  */
 
 /**
