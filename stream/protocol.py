@@ -376,7 +376,7 @@ class Error(Message):
     seq: int | None = None
 
 
-FromClient = Hello | Spectate | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave
+FromClient = Hello | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave | Spectate
 FromServer = Welcome | Queued | Live | Received | Applied | Paused | Asked | Parked | Scene | Stats | Ended | Error
 
 _CLIENT: dict[str, type[ClientMessage]] = {model.model_fields["type"].default: model for model in get_args(FromClient)}

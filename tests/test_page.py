@@ -532,6 +532,38 @@ def test_share_copies_a_link_that_leads_to_this_world(live):
     assert parse_qs(link.query) == {"prompt": ["a desert"], "seed": ["7"]}
 
 
+def test_an_invitation_leads_to_a_page_that_watches_and_steers_nothing(visit, live):
+    page, _ = live(permissions=["clipboard-read", "clipboard-write"])
+    page.click("#invite")
+    page.wait_for_function("document.getElementById('notice').textContent.includes('sees what you see')")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{HOST}/#watch=link-0123456789"
+    guest, script = visit(link.removeprefix(HOST))
+    assert script.messages == [{"type": "spectate", "version": 1, "token": "link-0123456789"}]
+    script.welcome(keys=[], image="none", spectates=True, watch_token=None, token="guests-own")
+    script.live()
+    wait_for_state(guest, "live")
+    assert guest.evaluate("studio.requests") == ["POST /whep?session=guests-own"]
+    assert guest.inner_text("#state") == "watching"
+    for control in ("#deck", "#world", "#walk", "#prompt", "#examples"):
+        assert guest.is_hidden(control), control
+    for key in ("w", " ", "Backspace", "Enter"):
+        guest.keyboard.press(key)
+    script.send("paused", seq=3, chunk=9)
+    guest.wait_for_function("document.getElementById('state').textContent === 'paused'")
+    assert guest.is_hidden("#go-on")
+    guest.wait_for_timeout(100)
+    assert len(script.messages) == 1
+    assert guest.evaluate("sessionStorage.length") == 0, "the token is no world of one's own to come back to"
+    script.send("ended", reason="The walk that you watch is over.")
+    wait_for_state(guest, "lost")
+    assert "The walk that you watch is over." in guest.inner_text("#veil-text")
+    script.wait(lambda: len(script.of("spectate")) == 2, "it looks again by itself")
+    script.send("ended", reason="There is no one to watch here.")
+    guest.click("#veil-other")
+    script.wait(lambda: script.of("hello"), "and one may walk oneself")
+
+
 def test_a_refusal_of_the_server_is_shown(live):
     page, script = live()
     script.send("error", message="no such key: x", seq=3)

@@ -105,10 +105,18 @@ export class Hud {
   }
 
   /** What the world takes, and its shape: keys that move its camera, a picture to begin with. */
-  offers({ keys, image, width, height }) {
+  offers({ keys, image, width, height, watch_token }) {
     for (const group of document.querySelectorAll(".keys")) group.hidden = keys.length === 0;
     find("picture").hidden = image === "none";
+    find("invite").hidden = !watch_token;
     find("stage").style.setProperty("--shape", `${width} / ${height}`);
+  }
+
+  /** This page watches, and shows nothing that steers. @param {() => void} onwalk a world of one's own is wished for */
+  watches(onwalk) {
+    document.documentElement.toggleAttribute("data-watches", true);
+    find("walk-yourself").hidden = false;
+    find("walk-yourself").addEventListener("click", onwalk);
   }
 
   /** The keyboard walks, and types nothing. */
@@ -187,8 +195,9 @@ export class Hud {
   }
 
   #tellState() {
-    const { state, paused } = document.documentElement.dataset;
-    write("state", state === "live" && paused !== undefined ? "paused" : WORDS[state]);
+    const { state, paused, watches } = document.documentElement.dataset;
+    const live = paused !== undefined ? "paused" : watches !== undefined ? "watching" : WORDS.live;
+    write("state", state === "live" ? live : state === "waiting" && watches !== undefined ? "waiting" : WORDS[state]);
   }
 
   #state(state) {

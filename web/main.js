@@ -54,6 +54,7 @@ function listenToViewer() {
     pause: () => viewer.togglePause(),
     park: () => viewer.park(),
     share: () => viewer.share(),
+    invite: () => viewer.invite(),
     choose: choosePicture,
   });
   upload.listen(find("file"), (file) => viewer.beginWithPicture(file));
@@ -63,12 +64,14 @@ function listenToPage() {
   addEventListener("online", () => viewer.changeNetwork());
   addEventListener("pageshow", (event) => event.persisted && connection.open());
   addEventListener("pagehide", () => viewer.leavePage());
+  addEventListener("hashchange", () => location.reload()); // a link to watch, opened in this tab
 }
 
 find("prompt").maxLength = MAX_PROMPT_CHARACTERS;
 hud.write(session.prompt);
 hud.examples(EXAMPLES, (text) => viewer.ask(text));
-listenToViewer();
+if (session.watch === null) listenToViewer();
+else hud.watches(() => viewer.walk());
 listenToPage();
 setInterval(() => {
   screen.tellRate();

@@ -20,14 +20,6 @@ export function hello({ prompt, seed, token, access }) {
 }
 
 /**
- * In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
- * What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
- */
-export function spectate({ token }) {
-  return JSON.stringify({ type: "spectate", version: VERSION, token });
-}
-
-/**
  * A new prompt; the world goes on from where it is.
  */
 export function prompt({ seq, text }) {
@@ -90,6 +82,14 @@ export function park() {
  */
 export function leave() {
   return JSON.stringify({ type: "leave" });
+}
+
+/**
+ * In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
+ * What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
+ */
+export function spectate({ token }) {
+  return JSON.stringify({ type: "spectate", version: VERSION, token });
 }
 
 /**

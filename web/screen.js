@@ -95,7 +95,8 @@ export class Screen {
     Object.assign(this.#session, { shown: true, pictureTries: 0, reason: "" });
     this.#connection.settled();
     this.#hud.live();
-    if (!this.#session.returning) this.#hud.hint();
+    if (this.#session.watch !== null) this.#hud.notice("You see what someone else walks through.");
+    else if (!this.#session.returning) this.#hud.hint();
   }
 
   #lost(reason) {

@@ -37,6 +37,7 @@ export class Server {
   greet() {
     const session = this.#session;
     session.forget();
+    if (session.watch !== null) return this.#connection.send(messages.spectate({ token: session.watch }));
     session.returning = token() !== undefined;
     this.#connection.send(messages.hello({ ...session.wish, token: token(), access: session.access }));
   }
@@ -78,10 +79,12 @@ export class Server {
     const why = reason || (entered ? "The connection broke off." : "The server does not answer.");
     this.#session.forget();
     this.#screen.stop();
+    const watches = this.#session.watch !== null;
     this.#hud.veil("lost", {
-      title: "The world is out of reach",
+      title: watches ? "There is nothing to watch now" : "The world is out of reach",
       text: `${why} Trying again by itself.`,
       action: ["Try now", () => this.#connection.open()],
+      other: watches ? ["Walk yourself", () => this.#viewer.walk()] : null,
     });
   }
 
@@ -97,7 +100,7 @@ export class Server {
 
   #welcome(message) {
     Object.assign(this.#session, { entered: true, welcome: message });
-    keepToken(message.token);
+    if (!message.spectates) keepToken(message.token);
     this.#session.countOn(message.seq ?? 0);
     this.#timeline.begin(message);
     this.#hud.offers(message);
@@ -109,6 +112,10 @@ export class Server {
     this.#screen.stop();
     this.#connection.settled();
     this.#session.returning = Boolean(restoring);
+    if (this.#session.watch !== null) {
+      const text = `${reason} You see it as soon as it goes on.`;
+      return this.#hud.veil("waiting", { title: "The world stands still", text });
+    }
     const other = ["Leave the line", () => this.#viewer.leaveLine()];
     if (needs_picture) {
       const text = "This world begins with a picture. Drop one here, paste it, or choose a file.";
@@ -135,7 +142,8 @@ export class Server {
     this.#viewer.hold(this.#keys.held, performance.now());
     if (this.#screen.running) return; // a world that began again comes through the same peer
     session.shown = false;
-    const title = session.returning ? "Restoring your world" : "Drawing your world";
+    const own = session.returning ? "Restoring your world" : "Drawing your world";
+    const title = session.watch === null ? own : "Coming to the walk";
     this.#hud.veil("opening", { title, text: prompt });
     this.#screen.start();
   }
@@ -162,7 +170,7 @@ export class Server {
     if (!this.#session.live) return;
     this.#screen.pause(true);
     const action = ["Go on", () => this.#viewer.togglePause()];
-    if (!this.#session.shown) this.#hud.veil("blocked", { title: "Your world stands still", action });
+    if (!this.#session.shown && this.#session.watch === null) this.#hud.veil("blocked", { title: "Your world stands still", action });
   }
 
   #scene({ text, unknown_words, guessed_words }) {
@@ -206,7 +214,7 @@ export class Server {
   }
 
   #ended({ reason }) {
-    dropToken();
+    if (this.#session.watch === null) dropToken();
     if (!this.#session.leaving) {
       this.#session.reason = reason;
       return this.#connection.retry();

@@ -1,6 +1,6 @@
 // What this page knows of its session: what it asks for, how far it has come, and how its messages are numbered.
 
-import { access } from "./token.js";
+import { access, watched } from "./token.js";
 import { wishOf } from "./wish.js";
 
 export class Session {
@@ -10,6 +10,7 @@ export class Session {
   constructor(parameters) {
     this.wish = wishOf(parameters); // what to ask for, also after a lost connection
     this.access = access();
+    this.watch = watched(); // the token of the session of someone else that this page watches; null: one walks oneself
     this.forget();
   }
 

@@ -4,7 +4,7 @@ import { copy } from "./clipboard.js";
 import * as messages from "./messages.js";
 import { token } from "./token.js";
 import * as upload from "./upload.js";
-import { addressOf, anySeed, seedOf } from "./wish.js";
+import { addressOf, addressToWatch, anySeed, seedOf } from "./wish.js";
 
 const RESEND_MS = messages.KEYS_HELD_MS / 5;
 
@@ -164,6 +164,16 @@ export class Viewer {
     if (!this.#connection.wanted) return;
     this.#screen.forgetNetwork();
     this.#connection.open();
+  }
+
+  async invite() {
+    await copy(addressToWatch(this.#session.welcome.watch_token));
+    this.#hud.notice("A link is copied: whoever opens it sees what you see, and steers nothing.");
+  }
+
+  /** From watching to a world of one's own. */
+  walk() {
+    location.assign(new URL(".", document.baseURI));
   }
 
   #touch() {
