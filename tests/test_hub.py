@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World
 from stream import protocol, worker
+from stream.audience import SPECTATORS
 from stream.fairness import ASKED_SECONDS, Fairness
 from stream.hub import (
     FORGIVEN_SECONDS,
@@ -597,6 +598,7 @@ class Model(FakeWorker):
 
 
 EVENTS = ["enter", "lose", "return", "leave", "park", "resume", "pause", "unpause", "rewind", "restart", "fetch"]
+EVENTS += ["spectate", "spectator leaves"]
 EVENTS += ["prompt", "tick", "tick", "long", "answer", "answer", "play", "play", "watch", "die", "end"]
 
 
@@ -626,6 +628,7 @@ def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all
         hub.leave(page.viewer)
     settle(hub, engine, clock)
     assert not engine.open and not hub._viewers and not hub._runs.viewers and hub.has_room
+    assert not hub.audience._spectators, "no one watches what is over"
 
 
 def pass_by(hub, engine, clock, event):
@@ -665,6 +668,10 @@ def happen_to(page, hub, engine, drawer, event, seq):
     elif event == "end" and viewer.session.engine_name in engine.open:
         del engine.open[viewer.session.engine_name]
         hub.happen(Ended(viewer.session.engine_name, "broken"))
+    elif event == "spectate" and here and len(viewer.audience) < SPECTATORS:
+        hub.spectate(viewer.session.watch_token, lambda message: None)
+    elif event == "spectator leaves" and viewer.audience:
+        hub.dismiss(viewer.audience[0])
     elif event == "watch" and viewer.pacer and len(viewer.pacer):
         watch(page, 1)
     elif here and viewer.hear == page.hear:

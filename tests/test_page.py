@@ -404,6 +404,9 @@ def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
     page.wait_for_function("document.getElementById('state').textContent === 'paused'")
     page.click("#go-on")
     script.wait(lambda: script.of("unpause"), "the button on the picture goes on")
+    page.click("#pause")
+    script.wait(lambda: len(script.of("pause")) == 2, "a button pauses")
+    assert page.evaluate("document.activeElement.id") == "stage", "the next space is not to press it again"
     assert page.is_hidden("#go-on") and page.inner_text("#state") == "live"
     stats(script, chunk=40, lead_ms=500)  # a chunk plays 0.25 s
     page.wait_for_function("document.getElementById('company').hidden")
