@@ -12,6 +12,7 @@ import numpy as np
 
 import stream.hub
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World, WorldFull
+from stream.audience import SPECTATORS
 from stream.serve import listening, serve
 
 SIZE, FPS, CHUNK_FRAMES = 256, 16, 4
@@ -111,11 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--line", type=int, default=stream.hub.MAX_WAITING, help="sessions in line (default: the limit)"
     )
+    parser.add_argument("--spectators", type=int, default=SPECTATORS, help="of one session (default: the limit)")
     parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
     options = parser.parse_args(argv)
     stream.hub.MAX_WAITING = options.line
     with listening("127.0.0.1", 0) as listener:
-        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, sessions=options.sessions)
+        kept = {"sessions": options.sessions, "spectators": options.spectators}
+        return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, **kept)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ def served(command: list[str]) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 class Page:
-    """A page's WebSocket; `token` is there after welcome()."""
+    """A page's WebSocket; `token` and `watch_token` are there after welcome()."""
 
     def __init__(self, socket: Any) -> None:
-        self._socket, self.token = socket, ""
+        self._socket, self.token, self.watch_token = socket, "", ""
 
     async def hear(self, *kinds: str, seconds: float = 15.0) -> dict[str, Any]:
         """The next message of one of these types."""
@@ -62,7 +62,8 @@ class Page:
     async def welcome(self) -> "Page":
         """Say hello, and be welcome."""
         await self.say(type="hello", version=1, prompt="a meadow", seed=7)
-        self.token = (await self.hear("welcome"))["token"]
+        heard = await self.hear("welcome")
+        self.token, self.watch_token = heard["token"], heard["watch_token"]
         return self
 
     async def listen(self) -> None:
