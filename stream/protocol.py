@@ -548,7 +548,9 @@ connection stays. `chunkcast watch` (stream/client.py) is the reference for clie
 
 Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
 (`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
-or frame by frame over a WebSocket, see docs/reaching.md.
+or frame by frame over a WebSocket ([reaching.md](reaching.md)). Who was given the `watch_token` of a `welcome` says
+`spectate` in place of `hello`, and watches that session; a player that speaks WHEP alone does so by
+`POST /whep?watch=WATCH_TOKEN`.
 
 A world that takes a picture (`image` of `welcome`) begins with it like this: `PUT /api/sessions/SESSION/image` with the
 file as body, its `Content-Type` and `Authorization: Bearer TOKEN`, at most {picture} MiB; the answer is
@@ -583,11 +585,11 @@ def _json_type(name: str, field: Any) -> str:
     bounds = [
         f"{sign} {getattr(each, bound)}"
         for each in (*field.metadata, *_metadata(field.annotation))
-        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "at most"))
+        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "of at most"))
         if getattr(each, bound, None) is not None
     ]
     optional = [] if field.is_required() else ["may be absent or null"]
-    return ", ".join([words, *bounds, *optional])
+    return ", ".join([" ".join([words, *bounds]), *optional])
 
 
 def _metadata(annotation: Any) -> list[Any]:
