@@ -630,7 +630,7 @@ def test_words_find_their_world_also_where_none_is_live(live):
     assert script.of("hello")[1]["prompt"] == "snow"
 
 
-WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1280, 720), (1440, 900), (3840, 2160)]
+WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1231, 700), (1280, 720), (1440, 900), (3840, 2160)]
 SIZES = [(360, 640), (390, 844), (768, 1024), *WIDE]
 
 
@@ -639,10 +639,16 @@ def test_no_control_leaves_the_screen_or_covers_another(visit, size):
     page, script = visit(viewport={"width": size[0], "height": size[1]})
     script.live(seed=4294967295)
     script.send("scene", text="desert, columns, dusk", unknown_words=["dragon"])
-    stats(script, viewers=2, waiting=3, turn_seconds=59)
     wait_for_state(page, "live")
     page.evaluate("document.getElementById('latency').hidden = false")
-    page.wait_for_function("document.getElementById('turn-left').textContent === '0:59'")
+    for turn, shown in ((None, ""), (59, "0:59")):
+        stats(script, viewers=2, waiting=3, turn_seconds=turn)
+        page.wait_for_function(f"document.getElementById('turn-left').textContent === '{shown}'")
+        page.wait_for_function("!document.getElementById('company').hidden")
+        check_boxes(page, size)
+
+
+def check_boxes(page, size):
     boxes = page.eval_on_selector_all(
         "header > *, .key, .line",
         "all => all.map(one => [one.className || one.id, one.getBoundingClientRect().toJSON()])",
