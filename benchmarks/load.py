@@ -5,12 +5,12 @@ that do not decode: what they cost counts against the server. Pace is the 99th p
 last packet to the next one's; it is even while that is at most two frames, and no viewer gets less than 97% of them.
 
 - viewers: more and more live ones, each with a WebSocket and a WebRTC connection, until the pace is uneven
+- spectators: more and more who watch the walk of one viewer, each with a WebRTC connection and an encoder of its own
 - line: more and more pages in line behind two viewers, who are looked at
 - visits: joins and leaves beside two viewers, 500 a minute and then as fast as they come, and what they leave behind in
   the server's process
 
-A session is watched by one viewer: a newer picture of it takes the place of the older one. So there are no spectators
-besides those who are live and those who wait in line. Ends with one JSON line.
+Ends with one JSON line.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from benchmarks.visitors import Page, Receiver, page_of, served, usage
 from stream.codec import LiveEncoder
 
 VIEWERS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
+SPECTATORS = (1, 4, 8, 16, 24, 32, 40, 48)
 LINE = (100, 250, 500, 1000)
 EVEN_FRAMES, FULL_SHARE = 2, 0.97
 AT_ONCE = 10
@@ -82,7 +83,7 @@ class Crowd:
     def __init__(self, address: str, pid: int) -> None:
         self._address, self._pid, self._stack = address, pid, contextlib.AsyncExitStack()
         self.receivers: list[Receiver] = []
-        self.waiting = 0
+        self.waiting, self._watch_token = 0, ""
 
     async def __aenter__(self) -> "Crowd":
         self.http = await self._stack.enter_async_context(httpx.AsyncClient(base_url=self._address, timeout=30))
@@ -106,6 +107,15 @@ class Crowd:
         self._keep(page)
         if not await receiver.fetch(self.http, "session=", page.token):
             raise SystemExit("the server refused a picture to a live session")
+        await receiver.frames_there(1)
+        self.receivers.append(receiver)
+        self._watch_token = page.watch_token
+
+    async def spectate(self) -> None:
+        """One more who watches the walk of the viewer who came last."""
+        receiver = Receiver()
+        if not await receiver.fetch(self.http, f"watch={self._watch_token}"):
+            raise SystemExit("the server let no one more watch")
         await receiver.frames_there(1)
         self.receivers.append(receiver)
 
@@ -136,6 +146,22 @@ async def hold_viewers(address: str, pid: int, steps: tuple[int, ...], seconds: 
             await asyncio.sleep(1)
             found.append({"viewers": count, **await crowd.look(seconds)})
             print(f"viewers {found[-1]}", flush=True)
+            if not is_even(found[-1]):
+                break
+    return found
+
+
+async def hold_spectators(address: str, pid: int, steps: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """The pace of one viewer and of more and more who watch, until it is uneven."""
+    found: list[dict[str, Any]] = []
+    async with Crowd(address, pid) as crowd:
+        await crowd.watch()
+        for count in steps:
+            while len(crowd.receivers) < 1 + count:
+                await crowd.spectate()
+            await asyncio.sleep(1)
+            found.append({"spectators": count, **await crowd.look(seconds)})
+            print(f"spectators {found[-1]}", flush=True)
             if not is_even(found[-1]):
                 break
     return found
@@ -211,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each step (default: 10)")
     parser.add_argument("--viewers", type=int, default=max(VIEWERS), help="at most (default: %(default)s)")
+    parser.add_argument("--spectators", type=int, default=max(SPECTATORS), help="at most (default: %(default)s)")
     parser.add_argument("--line", type=int, default=max(LINE), help="at most (default: %(default)s)")
     parser.add_argument("--visits", type=int, default=500, help="joins and leaves (default: %(default)s)")
     machine.add_output(parser)
@@ -223,21 +250,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     steps = [
         tuple(step for step in all_ if step <= most)
-        for all_, most in ((VIEWERS, options.viewers), (LINE, options.line))
+        for all_, most in ((VIEWERS, options.viewers), (SPECTATORS, options.spectators), (LINE, options.line))
     ]
     with served(["benchmarks.synthetic", "--slots", str(max(VIEWERS))]) as (address, process):
         viewers = asyncio.run(hold_viewers(address, process.pid, steps[0], options.seconds))
+    with served(["benchmarks.synthetic", "--slots", "1", "--spectators", str(max(SPECTATORS))]) as (address, process):
+        spectators = asyncio.run(hold_spectators(address, process.pid, steps[1], options.seconds))
     with served(["benchmarks.synthetic", "--slots", "2", "--line", str(max(LINE))]) as (address, process):
-        line = asyncio.run(hold_line(address, process.pid, steps[1], options.seconds))
+        line = asyncio.run(hold_line(address, process.pid, steps[2], options.seconds))
     with served(["benchmarks.synthetic", "--slots", "4"]) as (address, process):
         came = asyncio.run(visits(address, process.pid, options.visits))
     held = {
         "viewers": max((one["viewers"] for one in viewers if is_even(one)), default=0),
+        "spectators": max((one["spectators"] for one in spectators if is_even(one)), default=0),
         "line": max((one["line"] for one in line if is_even(one)), default=0),
         "visits_a_minute": came["at_once"]["a_minute"],
     }
-    result = {"benchmark": "load", "held": held, "limits": bounds, "viewers": viewers, "line": line, "visits": came}
-    machine.finish({**result, **facts}, options.save)
+    steps_of = {"viewers": viewers, "spectators": spectators, "line": line, "visits": came}
+    machine.finish({"benchmark": "load", "held": held, "limits": bounds, **steps_of, **facts}, options.save)
     return 0
 
 

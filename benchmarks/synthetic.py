@@ -14,6 +14,7 @@ import numpy as np
 
 import stream.hub
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World, WorldFull
+from stream.audience import SPECTATORS
 from stream.schedule import LEAD_SECONDS
 from stream.serve import listening, serve
 
@@ -120,13 +121,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--line", type=int, default=stream.hub.MAX_WAITING, help="sessions in line (default: the limit)"
     )
+    parser.add_argument("--spectators", type=int, default=SPECTATORS, help="of one session (default: the limit)")
     parser.add_argument("--sessions", type=Path, metavar="DIR", help="keep parked worlds here")
     parser.add_argument("--mark", action="store_true", help="as chunkcast serve's")
     parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="as of chunkcast serve")
     options = parser.parse_args(argv)
     stream.hub.MAX_WAITING = options.line
     with listening("127.0.0.1", 0) as listener:
-        settings = {"sessions": options.sessions, "lead": options.lead / 1000, "marks": options.mark}
+        kept = {"sessions": options.sessions, "spectators": options.spectators}
+        settings = {**kept, "lead": options.lead / 1000, "marks": options.mark}
         return serve(listener, "benchmarks.synthetic:build", {"slots": options.slots}, **settings)
 
 

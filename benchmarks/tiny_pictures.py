@@ -18,8 +18,8 @@ from pipeline.steering import starting_pose
 from pipeline.tiny import scene
 from pipeline.tiny.clips import HEIGHT, WIDTH
 
-NO_PROMPT = "this place"
-"""Names no place, hour or weather: a session must bring some prompt."""
+NO_PROMPT = ""
+"""The picture alone says which place, hour and weather."""
 
 
 def plan_images(count: int, bench: Bench) -> list[Walk]:

@@ -46,10 +46,10 @@ def served(command: list[str], **options: Any) -> Iterator[tuple[str, subprocess
 
 
 class Page:
-    """A page's WebSocket; `token` is there after welcome()."""
+    """A page's WebSocket; `token` and `watch_token` are there after welcome()."""
 
     def __init__(self, socket: Any) -> None:
-        self._socket, self.token = socket, ""
+        self._socket, self.token, self.watch_token = socket, "", ""
 
     async def hear(self, *kinds: str, seconds: float = 15.0) -> dict[str, Any]:
         """The next message of one of these types."""
@@ -66,7 +66,8 @@ class Page:
     async def welcome(self, **hello: Any) -> "Page":
         """Say hello, and be welcome. `hello` is what is not as usual in it."""
         await self.say(**{"type": "hello", "version": 1, "prompt": "a meadow", "seed": 7, **hello})
-        self.token = (await self.hear("welcome"))["token"]
+        heard = await self.hear("welcome")
+        self.token, self.watch_token = heard["token"], heard["watch_token"]
         return self
 
     async def listen(self) -> None:

@@ -29,7 +29,8 @@ class World:
     machine to carry, whichever is less; `limit` says in a sentence why it is less, else is empty.
     `chunk_seconds` is the measured least time of one chunk for 1, 2, ... live slots. `resume_chunks` is how many of
     a session's newest chunks must be kept to go on with it at once, `kept_chunks` how many a live one keeps, 0 for all.
-    `image` is one of PICTURES, `camera` whether keys move it.
+    `image` is one of PICTURES, `camera` whether keys move it; `names_pictures` says that it tells by itself what a
+    picture shows, so that a session with one needs no prompt.
     """
 
     preset: str
@@ -46,15 +47,16 @@ class World:
     kept_chunks: int = 0
     image: str = "none"
     camera: bool = True
+    names_pictures: bool = False
 
 
 @dataclass(frozen=True)
 class SessionSpec:
     """Everything a session starts from; with the controls that follow it determines every frame.
 
-    `image` is an encoded picture (PNG, JPEG, WebP) that becomes the first frame, or None. `script`
-    is a recorded walk: the keys held in each video frame from the first; while it lasts it stands in
-    for the keys of the controls.
+    `image` is an encoded picture (PNG, JPEG, WebP) that becomes the first frame, or None. With one `prompt` may be
+    empty, where the world names pictures: then it is what the picture shows. `script` is a recorded walk: the keys
+    held in each video frame from the first; while it lasts it stands in for the keys of the controls.
     """
 
     session: str
@@ -64,7 +66,8 @@ class SessionSpec:
     script: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
-        check_prompt(self.prompt)
+        if self.prompt != "" or self.image is None:
+            check_prompt(self.prompt)
         check_seed(self.seed)
         check_keys(frozenset().union(*self.script))
 

@@ -447,7 +447,12 @@ class Engine:
         history = History(self._sight.sink_chunks, self._revival.kept_chunks)
         slot = Slot(index, spec, Steering(self.preset, spec.seed, spec.script), history)
         self._set_image(slot, spec.image)
-        self._set_prompt(slot, self._text.merge(self._shown(slot), spec.prompt))
+        shown = self._shown(slot)
+        if not (spec.prompt or shown):
+            raise ValueError(
+                f"the preset {self.preset.name} does not know what a picture shows: say in a few words what to see"
+            )
+        self._set_prompt(slot, self._text.merge(shown, spec.prompt))
         return slot
 
     def _shown(self, slot: Slot) -> str:
@@ -584,6 +589,7 @@ class Engine:
             kept_chunks=self._revival.kept_chunks,
             image=preset.picture_wanted if self._image is None else "optional",
             camera=preset.control != "none",
+            names_pictures=self._recognise is not None,
         )
 
 

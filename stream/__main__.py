@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pipeline.chunk import Session, SessionSpec, check_prompt, parse_keys
 from pipeline.huggingface import check_place
+from stream.audience import SPECTATORS
 from stream.codec import MAX_BITRATE, MIN_BITRATE
 from stream.doors import CONNECTIONS_PER_ADDRESS, Doors
 from stream.fairness import Fairness
@@ -162,6 +163,13 @@ def _add_life_options(parser: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="keep parked worlds here for a day (default: as long as the server runs)",
     )
+    parser.add_argument(
+        "--spectators",
+        type=int,
+        default=SPECTATORS,
+        metavar="N",
+        help=f"so many may watch one viewer's world by its link, 0 for none (default: {SPECTATORS})",
+    )
 
 
 def _add_picture_options(parser: argparse._ArgumentGroup) -> None:
@@ -220,7 +228,8 @@ def _add_reach_options(parser: argparse._ArgumentGroup) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_engine_options(parser)
-    parser.add_argument("--prompt", help="what to see; needed unless a session is resumed or the script begins with it")
+    told = "what to see; needed unless a session is resumed, the script begins with it, or --image says it"
+    parser.add_argument("--prompt", help=told)
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames, such as w-48,wl-24,none-10")
     parser.add_argument("--script", type=Path, metavar="FILE", help="prompts and keys by frames (docs/sessions.md)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the session, to be resumed later")
@@ -233,7 +242,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="the server's page, such as http://localhost:8080")
-    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--prompt", help="what to see; needed unless --image says it")
     parser.add_argument("--keys", default="", metavar="SCRIPT", help="keys by frames seen, such as w-48,wl-24,none-10")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: one of the server's")
@@ -279,6 +288,7 @@ def _serve(options: argparse.Namespace) -> int:
             sessions=options.sessions,
             doors=door_options(options),
             log_prompts=options.log_prompts,
+            spectators=options.spectators,
             marks=options.mark,
         )
 
@@ -375,6 +385,8 @@ def _check_serve(options: argparse.Namespace) -> None:
     fairness_options(options)
     door_options(options)
     _check_folder(options.sessions)
+    if not 0 <= options.spectators <= 1000:
+        raise UserError(f"--spectators is {options.spectators}; it must be from 0 to 1000")
     if not 0 <= options.lead <= MOST_LEAD_MS:
         raise UserError(f"--lead is {options.lead:g}; it must be from 0 to {MOST_LEAD_MS} milliseconds")
 
@@ -413,7 +425,8 @@ def _check_weights(options: argparse.Namespace) -> None:
 def _watch(options: argparse.Namespace) -> int:
     from stream.client import Wish, watch
 
-    check_prompt(options.prompt)
+    if options.prompt is not None or options.image is None:
+        check_prompt(options.prompt or "")
     walk = parse_keys(options.keys)
     frames = options.frames if options.frames is not None else len(walk) or DEFAULT_FRAMES
     if frames < 1:
@@ -421,7 +434,7 @@ def _watch(options: argparse.Namespace) -> int:
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}")
     image = None if options.image is None else _picture(options.image)
-    wish = Wish(options.prompt, frames, options.seed, walk, image, server_token(options))
+    wish = Wish(options.prompt or "", frames, options.seed, walk, image, server_token(options))
     seen = asyncio.run(watch(options.url, wish, options.output, lambda line: print(line, flush=True)))
     print(f"{options.output}: {seen} frames")
     return 0
@@ -510,10 +523,13 @@ def _fresh(options: argparse.Namespace, walk: tuple[frozenset[str], ...], cues: 
     prompt = options.prompt
     if prompt is None and cues and cues[0].frame == 0:
         prompt = cues[0].prompt
-    if prompt is None:
-        raise UserError("there is no prompt: give --prompt, or a script whose frame 0 names one, or --resume")
+    if prompt is None and options.image is None:
+        raise UserError("there is no prompt: give --prompt, a script whose frame 0 names one, --image, or --resume")
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-    return SessionSpec("generate", prompt, seed, script=walk)
+    from pipeline.picture import read_file
+
+    image = None if options.image is None else read_file(options.image)
+    return SessionSpec("generate", prompt or "", seed, image, walk)
 
 
 def _resumed(options: argparse.Namespace) -> Session:

@@ -29,6 +29,8 @@ TRIES = 6
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 15.0
 REQUEST_SECONDS = 15.0
 LAST_WORD_SECONDS = 2.0
+NO_WORDS = "this place"
+"""What is asked for until a picture is there that says by itself what to see."""
 RESEND_SECONDS = protocol.KEYS_HELD_SECONDS / 5
 CONSTANT_RATE_FACTOR = "18"
 _TICKS = 90_000
@@ -43,7 +45,8 @@ class Over(Exception):
 class Wish:
     """What to watch: `walk` is the keys held in each video frame seen, from the first; `frames` how many to see.
 
-    `image` is a picture to begin with, as its file is. `access` is the server's token, where it asks for one.
+    `image` is a picture to begin with, as its file is; with one `prompt` may be empty. `access` is the server's
+    token, where it asks for one.
     """
 
     prompt: str
@@ -181,9 +184,8 @@ class _Viewer:
     def _hello(self) -> protocol.Hello:
         token = self._welcome.token if self._welcome else None
         wish = self._wish
-        return protocol.Hello(
-            version=protocol.VERSION, prompt=wish.prompt, seed=wish.seed, token=token, access=wish.access
-        )
+        prompt = wish.prompt or NO_WORDS
+        return protocol.Hello(version=protocol.VERSION, prompt=prompt, seed=wish.seed, token=token, access=wish.access)
 
     async def _send(self, socket: websockets.ClientConnection, message: protocol.FromClient) -> None:
         await socket.send(message.model_dump_json(exclude_none=True))
@@ -208,7 +210,7 @@ class _Viewer:
         headers = {"Content-Type": "image/*", "Authorization": f"Bearer {welcome.token}"}
         answer, _ = await _request("PUT", endpoint, self._wish.image, headers)
         self._begins = self._seq = self._seq + 1
-        return protocol.Restart(seq=self._seq, image=json.loads(answer)["image"])
+        return protocol.Restart(seq=self._seq, prompt=self._wish.prompt, image=json.loads(answer)["image"])
 
     async def _hear(self, message: protocol.FromServer) -> None:
         match message:

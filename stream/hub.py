@@ -5,6 +5,7 @@ a viewer brought, frames to its pacer. What the engine is told is in runs.py, wh
 words are in news.py.
 """
 
+import hmac
 import logging
 import secrets
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pipeline.chunk import Chunk, Ended, World
 from pipeline.chunk import Session as Data
 from stream import news, protocol, worker
+from stream.audience import SPECTATORS, UNKNOWN, Audience
 from stream.fairness import ASKED_SECONDS, Fairness, Stays
 from stream.metrics import Metrics
 from stream.pacer import Paced
@@ -23,7 +25,7 @@ from stream.runs import KEEP_SECONDS, Engine, Runs
 from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, Line, Session, State, new_token
 from stream.steering import Steering
-from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Viewer, no_one
+from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Spectator, Viewer, no_one
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,16 @@ FORGIVEN_SECONDS = 60.0
 PROBATION_SECONDS = 10.0
 """A session that was at work when the engine died comes back alone: until it has a chunk, or so long, no one enters."""
 STATS_SECONDS = 1.0
+LINE_SECONDS = 1.0
+"""Everyone in line hears of its changes so often at most, or a line of n that comes at once would be told n times n
+things. Who was told nothing yet hears at once."""
 
 
 class Hub:
     """The one place that knows all viewers. `lead` and `clock` are in seconds.
 
-    `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged.
+    `archive` keeps what is parked; `fairness` says what is done when others wait; `prompts` knows what is not logged;
+    so many `spectators` may watch one session.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Hub:
         archive: Keeper | None = None,
         fairness: Fairness | None = None,
         prompts: Prompts | None = None,
+        spectators: int = SPECTATORS,
     ) -> None:
         self._clock = clock
         self._prompts = prompts or Prompts()
@@ -63,6 +70,7 @@ class Hub:
         self._fairness = fairness or Fairness()
         self._stays = Stays()
         self.metrics = metrics or Metrics()
+        self.audience = Audience(spectators, self.metrics)
         self.ice_servers = ice_servers
         self._line = Line()
         self._viewers: dict[str, Viewer] = {}
@@ -72,6 +80,7 @@ class Hub:
         self._reason = news.LOADING
         self._closing: str | None = None
         self._stats_at = self._swept_at = clock()
+        self._line_told_at, self._line_changed = float("-inf"), False
 
     # Who comes.
 
@@ -136,7 +145,7 @@ class Hub:
         viewer.welcomed = True
         if viewer.pacer is None:  # who comes back keeps the frames that wait, and the track that fetches them
             viewer.pacer = self._runs.new_pacer()
-        viewer.hear(news.welcome(viewer, self.world, self.ice_servers))
+        viewer.hear(news.welcome(viewer, self.world, self.ice_servers, self.audience.is_allowed))
 
     def poll(self, viewer: Viewer) -> None:
         """Someone asks for a session that waits for its viewer: it waits on, and is live if there is room now."""
@@ -153,6 +162,30 @@ class Hub:
     def find(self, token: str) -> Viewer | None:
         """The viewer whose secret this is."""
         return self._viewers.get(token)
+
+    def find_watcher(self, token: str) -> Viewer | Spectator | None:
+        """Whose picture this token fetches."""
+        return self._viewers.get(token) or self.audience.find(token)
+
+    def spectate(self, watch_token: str, hear: Hear) -> Spectator:
+        """One who watches the session of this link. ValueError with a sentence when there is none, or too many do."""
+        asked = watch_token.encode("utf-8", "surrogatepass")
+        viewers = self._viewers.values()
+        viewer = next((each for each in viewers if hmac.compare_digest(each.session.watch_token.encode(), asked)), None)
+        if viewer is None or self.world is None or self._closing is not None:
+            raise ValueError(UNKNOWN)
+        spectator = self.audience.join(viewer, hear)
+        paused_from = self._runs.chunk_from(viewer.granted)
+        for message in news.glimpse(spectator, self.world, self.ice_servers, paused_from):
+            hear(message)
+        return spectator
+
+    def dismiss(self, watcher: Viewer | Spectator) -> None:
+        """Whoever saw a picture is gone for good: a viewer with the session, a spectator alone."""
+        if isinstance(watcher, Spectator):
+            self.audience.leave(watcher)
+        else:
+            self.leave(watcher)
 
     def return_(self, viewer: Viewer, hear: Hear) -> None:
         """The viewer is there again, on another connection: all is as it was. ValueError when the line is full."""
@@ -206,11 +239,10 @@ class Hub:
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session
-        session.image = self._steering.picture_for(viewer, message)
+        session.prompt, session.image = self._steering.beginning(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
-        session.prompt = message.prompt or session.prompt
-        session.data, session.awaits_data, viewer.paused = None, False, False
+        session.data, session.awaits_data, viewer.paused, viewer.told = None, False, False, None
         if session.run:
             self._runs.stop(viewer)
         if session.state is State.LIVE:
@@ -238,8 +270,9 @@ class Hub:
         self._line.leave(viewer.session)
         self._archive.remove(viewer.session.token)
         viewer.hand_over()
-        viewer.hear(protocol.Ended(reason=reason))
+        viewer.tell(protocol.Ended(reason=reason))
         viewer.ended()
+        self.audience.dismiss(viewer)
         self._advance()
 
     def park(self, viewer: Viewer, reason: str) -> None:
@@ -255,9 +288,10 @@ class Hub:
         if was_live:
             self._stop(viewer, keep=True)
         self._line.park(session)
-        viewer.hear(protocol.Parked(reason=reason))
+        viewer.tell(protocol.Parked(reason=reason))
         viewer.hear = no_one
         viewer.ended()
+        self.audience.dismiss(viewer)
         if not session.awaits_data:
             self._store(viewer)
         self._advance()
@@ -299,10 +333,11 @@ class Hub:
         for viewer in list(self._viewers.values()):
             if keeps and viewer.session.data is not None:
                 self._archive.put(viewer.session.token, viewer.session.data)
-                viewer.hear(protocol.Parked(reason=reason, by_itself=True))
+                viewer.tell(protocol.Parked(reason=reason, by_itself=True))
                 viewer.hear = no_one
                 self._viewers.pop(viewer.session.token)
                 viewer.ended()
+                self.audience.dismiss(viewer)
             else:
                 self.leave(viewer, reason)
 
@@ -350,6 +385,7 @@ class Hub:
         self.metrics.restarts.inc(self.world is not None)
         self._runs.world, self._reason = world, " ".join(filter(None, (news.FULL, world.limit)))
         self._line.resize(world.slots)
+        self._line_told_at = float("-inf")  # all in line hear of it at once
         self.metrics.slots.set(world.slots)
         for viewer in list(self._viewers.values()):
             self._welcome(viewer)
@@ -365,6 +401,7 @@ class Hub:
         suspects = [viewer for viewer in suspects if viewer.on_probation] or suspects
         self._runs.forget()
         self._line.resize(0)
+        self._line_told_at = float("-inf")
         for viewer in list(self._viewers.values()):
             viewer.placing = viewer.on_probation = False
             self._give_up_waiting(viewer)
@@ -405,6 +442,8 @@ class Hub:
             turn_left = self._fairness.left if self._others_wait else lambda seconds: None
             self._pictures.tell_stats(live, len(self._line.waiting), turn_left)
             self._advance()
+        elif self._line_changed:
+            self._tell_line()
 
     def _see_to(self, viewer: Viewer, now: float) -> None:
         """Stale keys are released, who is not there is parked, and who holds up others makes room."""
@@ -454,16 +493,14 @@ class Hub:
     # The line.
 
     def _advance(self) -> None:
-        """Fill free slots from the line and tell those whose place changed."""
+        """Fill free slots from the line and tell those whose place changed, at once or soon."""
         for session in self._line.admit(self._may_enter):
             viewer = self._viewers[session.token]
             viewer.live_since, viewer.why = self._clock(), ""
             self._begin(viewer)
-        waiting = self._line.waiting
-        for place, session in enumerate(waiting, 1):
-            self._tell_place(self._viewers[session.token], place, len(waiting))
+        self._tell_line()
         self.metrics.viewers.set(len(self._line.live))
-        self.metrics.waiting.set(len(waiting))
+        self.metrics.waiting.set(len(self._line.waiting))
         self.metrics.parked.set(self._archive.count)
         self.metrics.parked_bytes.set(self._archive.bytes)
 
@@ -472,7 +509,7 @@ class Hub:
         viewer.fetched = viewer.active = self._clock()
         viewer.told, viewer.asked = None, None
         self._runs.begin(viewer)
-        viewer.hear(news.live(viewer))
+        viewer.tell(news.live(viewer))
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""
@@ -484,12 +521,23 @@ class Hub:
         needs = self.world is not None and self.world.image == "required"
         return needs and session.image is None and session.data is None
 
+    def _tell_line(self) -> None:
+        """Tell all in line how it is, or those who know nothing yet, where all were told a moment ago."""
+        now, waiting = self._clock(), self._line.waiting
+        self._line_changed = now - self._line_told_at < LINE_SECONDS
+        for place, session in enumerate(waiting, 1):
+            viewer = self._viewers[session.token]
+            if viewer.told is None or not self._line_changed:
+                self._tell_place(viewer, place, len(waiting))
+        if not self._line_changed:
+            self._line_told_at = now
+
     def _tell_place(self, viewer: Viewer, place: int, waiting: int) -> None:
         lacks = self._lacks_picture(viewer.session)
         told = news.queued(viewer, place, waiting, self._reason, self._wait(place), lacks)
         if viewer.told != told:
             viewer.told = told
-            viewer.hear(told)
+            viewer.tell(told)
 
     def _wait(self, place: int) -> int | None:
         live = [self._clock() - self._viewers[session.token].live_since for session in self._line.live]

@@ -61,7 +61,6 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("time for decoding it", "upload.FIT_SECONDS", "s", "400"),
         ("memory for decoding it", "pipeline.picture.MEMORY_BYTES", "bytes", "400"),
         ("wait for the pictures before it, which are decoded one by one", "upload.PATIENCE_SECONDS", "s", "503"),
-        ("controls whose time until a frame obeys them is measured", "viewer.MAX_STEERED", "", "no figure in /metrics"),
         ("pictures of a viewer, one at a time", "viewer.PICTURES_A_SECOND", "a second", "429"),
         ("pictures of a viewer in a row", "viewer.PICTURES_AT_ONCE", "", "429"),
     ],
@@ -82,6 +81,9 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("messages of /frames", "frames.SAID_A_SECOND", "a second", "the connection is closed"),
         ("messages of /frames at once", "frames.SAID_AT_ONCE", "", "the same"),
         ("length of a message of /frames", "frames.MAX_TEXT", "characters", "the connection is closed"),
+        ("controls whose time until a frame obeys them is measured", "viewer.MAX_STEERED", "", "no figure in /metrics"),
+        ("from one news of the line to the next for those in it", "hub.LINE_SECONDS", "s", "changes are told together"),
+        ("who watches one session, `--spectators`", "audience.SPECTATORS", "", "`ended`; WHEP: 503"),
         ("bitrate, `--max-bitrate`", "codec.MAX_BITRATE", "bit/s", "quality falls"),
     ],
     "Parked sessions": [

@@ -19,6 +19,7 @@ REFUSALS = {
     "picture": "a picture to begin with that cannot be taken",
     "rate": "messages came too fast",
     "request": "a request or an offer that cannot be taken",
+    "spectators": "a session is watched by as many as may watch it",
     "slots": "a player without a page, and no slot or port is free",
     "token": "the server's token is missing or wrong",
 }
@@ -40,6 +41,7 @@ class Metrics:
         self.slots = self._gauge("slots", "Sessions that may be live at once; 0 while no engine is")
         self.viewers = self._gauge("viewers", "Live sessions")
         self.waiting = self._gauge("waiting", "Sessions in line")
+        self.spectators = self._gauge("spectators", "Who watches the session of someone else")
         self.parked = self._gauge("parked", "Sessions that are kept for viewers to come back")
         self.parked_bytes = self._gauge("parked_bytes", "Bytes on disk of parked sessions")
         self.errors = self._counter("bad_messages", "Messages refused")

@@ -2,7 +2,7 @@
 
 from pipeline.chunk import KEYS, World
 from stream import protocol
-from stream.viewer import Viewer
+from stream.viewer import Spectator, Viewer
 
 LOADING = "The world is being made ready."
 FULL = "All places in this world are taken."
@@ -12,7 +12,9 @@ TURN_OVER = "Your turn is over, for others wait; your world goes on when it is y
 STATS_FRAMES_SECONDS = 2.0
 
 
-def welcome(viewer: Viewer, world: World, ice_servers: tuple[protocol.IceServer, ...]) -> protocol.Welcome:
+def welcome(
+    viewer: Viewer, world: World, ice_servers: tuple[protocol.IceServer, ...], may_be_watched: bool = False
+) -> protocol.Welcome:
     """What the world is, and who the viewer is in it."""
     return protocol.Welcome(
         version=protocol.VERSION,
@@ -27,7 +29,23 @@ def welcome(viewer: Viewer, world: World, ice_servers: tuple[protocol.IceServer,
         image=world.image,
         ice_servers=ice_servers,
         seq=viewer.session.sequence or None,
+        names_pictures=world.names_pictures or None,
+        watch_token=viewer.session.watch_token if may_be_watched else None,
     )
+
+
+def glimpse(
+    spectator: Spectator, world: World, ice_servers: tuple[protocol.IceServer, ...], paused_from: int
+) -> list[protocol.FromServer]:
+    """What a new spectator is told: the world, which takes nothing of them, and how it is. `paused_from` is the chunk
+    from which on a world that is paused stands."""
+    viewer = spectator.viewer
+    mine = {"token": spectator.token, "keys": (), "image": "none", "seq": None, "spectates": True}
+    told: list[protocol.FromServer] = [welcome(viewer, world, ice_servers).model_copy(update=mine)]
+    if viewer.session.slot is None:
+        return told + ([viewer.told] if viewer.told else [])
+    told += [live(viewer), *([viewer.scene] if viewer.scene else [])]
+    return told + ([protocol.Paused(seq=viewer.session.sequence, chunk=paused_from)] if viewer.paused else [])
 
 
 def live(viewer: Viewer) -> protocol.Live:

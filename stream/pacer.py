@@ -8,7 +8,7 @@ before its own time for others' sake, the clock goes a little faster until it ne
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,38 @@ class Paced(NamedTuple):
     sequence: int
     run: str
     pts: int = 0
+
+
+class Source(Protocol):
+    """Where a picture's frames are fetched from: `listener` is called when frames come."""
+
+    listener: Callable[[], None]
+
+    def delay(self) -> float | None: ...
+    def pop(self) -> Paced: ...
+
+
+class Mirror:
+    """The frames that leave for a viewer once more, for someone who watches: each at once, a slow one misses some."""
+
+    CAPACITY = 2
+
+    def __init__(self) -> None:
+        self._frames: deque[Paced] = deque(maxlen=self.CAPACITY)
+        self.listener: Callable[[], None] = lambda: None
+
+    def put(self, paced: Paced) -> None:
+        """A frame leaves; the oldest one that waits gives way to it."""
+        self._frames.append(paced)
+        self.listener()
+
+    def delay(self) -> float | None:
+        """0 when a frame waits, None while none does."""
+        return 0.0 if self._frames else None
+
+    def pop(self) -> Paced:
+        """The oldest frame that waits."""
+        return self._frames.popleft()
 
 
 class Pacer:

@@ -35,13 +35,14 @@ class Pictures:
         )
         if scene != viewer.scene:
             viewer.scene = scene
-            viewer.hear(scene)
+            viewer.tell(scene)
         viewer.pacer.put(chunk)
 
     def took(self, viewer: Viewer, paced: Paced) -> None:
         """A frame leaves for the viewer: the engine may go as much further."""
         viewer.fetched = viewer.watched = self._clock()
         viewer.sent_at.append(viewer.fetched)
+        viewer.show(paced)
         self._metrics.frames.inc()
         if paced.run == viewer.session.engine_name and not viewer.placing:
             viewer.next_frame = paced.frame + 1
@@ -64,7 +65,7 @@ class Pictures:
             if viewer.pacer is not None:
                 self._count(viewer)
                 now, left = self._clock(), turn_left(self._clock() - viewer.live_since)
-                viewer.hear(news.stats(viewer, now, chunk_seconds, len(viewers), waiting, left))
+                viewer.tell(news.stats(viewer, now, chunk_seconds, len(viewers), waiting, left))
 
     def _count(self, viewer: Viewer) -> None:
         """Put what a pacer counted since the last time into the metrics."""

@@ -59,6 +59,6 @@ class _Masking(logging.Formatter):
 
 
 def prompts_of(data: Session) -> list[str]:
-    """All prompts of a session as plain data; the last one is in force."""
-    prompts = [data.spec.prompt, *(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
-    return [prompt for prompt in prompts if prompt]
+    """All prompts of a session as plain data; the last one is in force. The first may be empty, as in its spec."""
+    later = [*(event.prompt for event in data.events), data.waiting and data.waiting.prompt]
+    return [data.spec.prompt, *(prompt for prompt in later if prompt)]

@@ -111,6 +111,18 @@ class Hello(_WithPrompt):
     access: Annotated[Text, Field(max_length=256)] | None = Field(default=None, repr=False)
 
 
+class Spectate(ClientMessage):
+    """In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
+
+    What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
+    """
+
+    example = '{"type": "spectate", "version": 1, "token": "the watch_token of a welcome"}'
+    type: Literal["spectate"] = "spectate"
+    version: Version
+    token: Token
+
+
 class Prompt(_WithPrompt):
     """A new prompt; the world goes on from where it is."""
 
@@ -144,10 +156,11 @@ class Shown(ClientMessage):
     ms: Annotated[float, Field(ge=0, le=600_000)]
 
 
-class Restart(_WithPrompt):
+class Restart(ClientMessage):
     """Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
 
-    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
+    `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none". With a
+    picture, in a world that names pictures, `prompt` may be "": then it is what the picture shows.
     """
 
     example = '{"type": "restart", "seq": 5, "seed": 7, "prompt": "a desert at noon"}'
@@ -156,6 +169,13 @@ class Restart(_WithPrompt):
     seed: Seed | None = None
     prompt: Text | None = None
     image: Picture | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_can_be_shown(cls, value: str | None) -> str | None:
+        if value:  # whether it may be empty is the hub's to know
+            check_prompt(value)
+        return value
 
 
 class Rewind(ClientMessage):
@@ -210,6 +230,9 @@ class Welcome(Message):
 
     `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
     no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
+    `names_pictures`: it tells by itself what such a picture shows, so that a `restart` with one needs no prompt.
+    `watch_token` may be given to others: `spectate` with it watches and steers nothing; absent where no one may watch.
+    `spectates`: this is not one's own session, but one that is watched.
     """
 
     type: Literal["welcome"] = "welcome"
@@ -225,6 +248,9 @@ class Welcome(Message):
     image: str
     ice_servers: tuple[IceServer, ...]
     seq: int | None = None
+    names_pictures: bool | None = None
+    watch_token: str | None = None
+    spectates: bool | None = None
 
 
 class Queued(Message):
@@ -244,7 +270,10 @@ class Queued(Message):
 
 
 class Live(Message):
-    """The session has a slot and begins; POST /whep?session=TOKEN fetches the picture."""
+    """The session has a slot and begins; POST /whep?session=TOKEN fetches the picture.
+
+    `prompt` is "" where the world began with a picture and no words: `scene` says what it was taken for.
+    """
 
     type: Literal["live"] = "live"
     slot: int
@@ -347,7 +376,7 @@ class Error(Message):
     seq: int | None = None
 
 
-FromClient = Hello | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave
+FromClient = Hello | Prompt | Keys | Shown | Restart | Rewind | Pause | Unpause | Park | Leave | Spectate
 FromServer = Welcome | Queued | Live | Received | Applied | Paused | Asked | Parked | Scene | Stats | Ended | Error
 
 _CLIENT: dict[str, type[ClientMessage]] = {model.model_fields["type"].default: model for model in get_args(FromClient)}
@@ -373,7 +402,7 @@ def _check(data: dict[str, Any]) -> FromClient:
     if not isinstance(kind, str) or kind not in _CLIENT:
         raise ProtocolError(f"no such type of message: {_short(kind)}; the types are {', '.join(_CLIENT)}", seq)
     model = _CLIENT[kind]
-    if kind == "hello" and data.get("version", VERSION) != VERSION:
+    if kind in ("hello", "spectate") and data.get("version", VERSION) != VERSION:
         raise WrongVersion(f"this server speaks version {VERSION}, not {_short(data['version'])}: reload the page")
     try:
         return typing.cast(FromClient, model.model_validate(data))
@@ -519,7 +548,9 @@ connection stays. `chunkcast watch` (stream/client.py) is the reference for clie
 
 Sessions over HTTP are described by the server itself, at `/openapi.json`; the picture is fetched by WHEP
 (`POST /whep?session=TOKEN` with the token of `welcome`, or `POST /whep?session=` with `Authorization: Bearer TOKEN`),
-or frame by frame over a WebSocket, see docs/reaching.md.
+or frame by frame over a WebSocket ([reaching.md](reaching.md)). Who was given the `watch_token` of a `welcome` says
+`spectate` in place of `hello`, and watches that session; a player that speaks WHEP alone does so by
+`POST /whep?watch=WATCH_TOKEN`.
 
 A world that takes a picture (`image` of `welcome`) begins with it like this: `PUT /api/sessions/SESSION/image` with the
 file as body, its `Content-Type` and `Authorization: Bearer TOKEN`, at most {picture} MiB; the answer is
@@ -554,11 +585,11 @@ def _json_type(name: str, field: Any) -> str:
     bounds = [
         f"{sign} {getattr(each, bound)}"
         for each in (*field.metadata, *_metadata(field.annotation))
-        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "at most"))
+        for bound, sign in (("ge", "from"), ("le", "to"), ("max_length", "of at most"))
         if getattr(each, bound, None) is not None
     ]
     optional = [] if field.is_required() else ["may be absent or null"]
-    return ", ".join([words, *bounds, *optional])
+    return ", ".join([" ".join([words, *bounds]), *optional])
 
 
 def _metadata(annotation: Any) -> list[Any]:

@@ -22,19 +22,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pipeline.chunk import Chunk
 from stream import api, frames, protocol, whep, worker
 from stream.archive import Archive
+from stream.audience import SPECTATORS
 from stream.catalogue import Catalogue
 from stream.doors import Doors, NoAccess, TooMany, bearer, is_welcome
 from stream.fairness import Fairness
 from stream.frames import Frames
 from stream.hub import Hub
 from stream.metrics import resident_bytes
-from stream.pacer import Paced, Pacer
+from stream.pacer import Mirror, Paced, Pacer
 from stream.prompts import Prompts
 from stream.schedule import LEAD_SECONDS
 from stream.session import Bucket, State
 from stream.tidy import trim
 from stream.trace import Trace
-from stream.viewer import Hear, Viewer
+from stream.viewer import Hear, Spectator, Viewer
 from stream.webrtc import WATCH_SECONDS, Media, Peer
 
 log = logging.getLogger(__name__)
@@ -94,14 +95,28 @@ class _Feed:
             self.trace.sent(paced, rtp)
 
 
+@dataclass(frozen=True)
+class _Glimpse:
+    """A spectator as a peer sees it: what is fetched moves no world on."""
+
+    spectator: Spectator
+
+    @property
+    def pacer(self) -> Mirror:
+        return self.spectator.pacer
+
+    def took(self, paced: Paced) -> None: ...
+    def sent(self, paced: Paced, rtp: int | None) -> None: ...
+
+
 class Service:
     """The engine's process, the hub and the peers of one server, for as long as it runs.
 
     `factory` and `options` are the worker's, `media` says how pictures are sent, `allowed_origins` whose pages
-    may play them besides our own, `doors` who may come in. `fairness` and `prompts` are the hub's. Parked sessions lie
-    in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready` and `on_failure` are
-    called on the event loop when the engine is ready for the first time and when it will never be. `catalogue` knows
-    the presets. With `marks` each frame carries one, and the `trace` is kept.
+    may play them besides our own, `doors` who may come in. `fairness`, `prompts` and `spectators` are the hub's.
+    Parked sessions lie in the folder `sessions`; without one they are kept for as long as the server runs. `on_ready`
+    and `on_failure` are called on the event loop when the engine is ready for the first time and when it will never be.
+    `catalogue` knows the presets. With `marks` each frame carries one, and the `trace` is kept.
     """
 
     def __init__(
@@ -118,6 +133,7 @@ class Service:
         doors: Doors | None = None,
         prompts: Prompts | None = None,
         catalogue: Catalogue | None = None,
+        spectators: int = SPECTATORS,
         marks: bool = False,
     ) -> None:
         self.trace = Trace() if marks else None
@@ -129,10 +145,16 @@ class Service:
         self.archive = Archive(Path(self._temporary.name) if self._temporary else sessions)
         servers = self._media.ice_servers
         self.hub = Hub(
-            self._engine, lead, ice_servers=servers, archive=self.archive, fairness=fairness, prompts=prompts
+            self._engine,
+            lead,
+            ice_servers=servers,
+            archive=self.archive,
+            fairness=fairness,
+            prompts=prompts,
+            spectators=spectators,
         )
         self._on_ready, self._on_failure = on_ready, on_failure
-        self._peers: dict[str, tuple[Peer | Frames, Viewer]] = {}
+        self._peers: dict[str, tuple[Peer | Frames, Viewer | Spectator]] = {}
         self._counted: dict[str, str | None] = {}
         self._sent_bytes: dict[str, int] = {}
         memory = self.hub.metrics.memory
@@ -200,33 +222,37 @@ class Service:
                 return self.hub.resume(token, data, hear)
         return self.hub.enter(hello.prompt, hello.seed, hear)
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]:
+    def _feed(self, watcher: Viewer | Spectator) -> _Feed | _Glimpse:
+        return _Glimpse(watcher) if isinstance(watcher, Spectator) else _Feed(self.hub, watcher, self.trace)
+
+    async def offer(
+        self, sdp: str, watcher: Viewer | Spectator, ends_viewer: bool, host: str | None
+    ) -> tuple[Peer, str]:
         """A new peer for a checked offer from the address `host`, in place of an earlier one, and the answer.
 
         Raises as Peer.answer; TooMany.
         """
         assert self.hub.world is not None, "a live viewer has a world"
-        feed, fps = _Feed(self.hub, viewer, self.trace), self.hub.world.fps
-        peer = Peer(feed, fps, self._media, lambda: self._gone(peer.id), ends_viewer)
+        peer = Peer(self._feed(watcher), self.hub.world.fps, self._media, lambda: self._gone(peer.id), ends_viewer)
         counted = self.doors.take(host)
         try:
             answer = await peer.answer(sdp)
         except BaseException:  # whatever it is, the connection is none
             self.doors.give_back(counted)
             raise
-        self._show(peer, viewer, counted)
+        self._show(peer, watcher, counted)
         return peer, answer
 
-    def _show(self, peer: Peer | Frames, viewer: Viewer, counted: str | None) -> None:
-        """From now on this is the viewer's picture; `counted` is what the doors get back when it ends."""
-        earlier = [other for other, watcher in self._peers.values() if watcher is viewer]
-        self._peers[peer.id] = (peer, viewer)
+    def _show(self, peer: Peer | Frames, watcher: Viewer | Spectator, counted: str | None) -> None:
+        """From now on this is the watcher's picture; `counted` is what the doors get back when it ends."""
+        earlier = [other for other, its_own in self._peers.values() if its_own is watcher]
+        self._peers[peer.id] = (peer, watcher)
         self._counted[peer.id] = counted
-        viewer.ended = lambda: self._close_peers(viewer)
+        watcher.ended = lambda: self._close_peers(watcher)
         for other in earlier:
             self._keep(other.close())
-        if viewer.session.state is State.GONE:
-            self._close_peers(viewer)
+        if watcher.is_over:
+            self._close_peers(watcher)
 
     async def show_frames(self, socket: WebSocket) -> None:
         """A viewer's picture over a WebSocket, until it ends."""
@@ -241,19 +267,18 @@ class Service:
     def _begin_frames(self, socket: WebSocket, text: str | None, host: str | None) -> tuple[Frames, tuple[int, int]]:
         """Raises ValueError with a sentence, for the viewer whose first message `text` is."""
         token, codec = frames.check_watch(text, self._media.codec)
-        viewer, world = self.hub.find(token), self.hub.world
-        if viewer is None or world is None:
+        watcher, world = self.hub.find_watcher(token), self.hub.world
+        if watcher is None or world is None:
             raise ValueError("there is no such session: it has ended, or the token is not the one of welcome")
-        if viewer.session.state is not State.LIVE:
+        if watcher.session.state is not State.LIVE:
             raise ValueError("this session waits in line: ask again after the message live")
         try:
             counted = self.doors.take(host)
         except TooMany as error:
             self.hub.metrics.refuse("address")
             raise ValueError(str(error)) from None
-        feed = _Feed(self.hub, viewer, self.trace)
-        made = Frames(feed, world.fps, self._media, codec, socket, lambda: self._gone(made.id))
-        self._show(made, viewer, counted)
+        made = Frames(self._feed(watcher), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
+        self._show(made, watcher, counted)
         return made, (world.width, world.height)
 
     def peer(self, peer_id: str) -> Peer | None:
@@ -264,15 +289,15 @@ class Service:
     def _gone(self, peer_id: str) -> None:
         self._untidy = True
         self._count_peers()
-        peer, viewer = self._peers.pop(peer_id, (None, None))
+        peer, watcher = self._peers.pop(peer_id, (None, None))
         self._sent_bytes.pop(peer_id, None)
         self.doors.give_back(self._counted.pop(peer_id, None))
-        if peer and viewer and peer.ends_viewer:
-            self.hub.leave(viewer)
+        if peer and watcher and peer.ends_viewer:
+            self.hub.dismiss(watcher)
 
-    def _close_peers(self, viewer: Viewer) -> None:
-        for peer, watcher in list(self._peers.values()):
-            if watcher is viewer:
+    def _close_peers(self, watcher: Viewer | Spectator) -> None:
+        for peer, its_own in list(self._peers.values()):
+            if its_own is watcher:
                 self._keep(peer.close())
 
     def _from_thread(self, event: worker.Event) -> None:
@@ -343,7 +368,7 @@ class Connection:
         self._socket, self._service, self._hub = socket, service, service.hub
         self._bucket = Bucket(MESSAGES_A_SECOND, MESSAGES_AT_ONCE)
         self._outgoing: asyncio.Queue[protocol.FromServer] = asyncio.Queue(MAX_OUTGOING)
-        self._viewer: Viewer | None = None
+        self._viewer: Viewer | Spectator | None = None
         self._full = asyncio.Event()
         self._left = False
 
@@ -381,8 +406,8 @@ class Connection:
     def _let_go(self) -> None:
         if self._viewer is None or self._viewer.hear != self._tell:
             return  # the viewer is on another connection
-        if self._left:
-            self._hub.leave(self._viewer)
+        if self._left or isinstance(self._viewer, Spectator):
+            self._hub.dismiss(self._viewer)
         else:
             self._hub.lose(self._viewer, self._tell)
 
@@ -448,13 +473,17 @@ class Connection:
             return True
 
     async def _obey(self, message: protocol.FromClient) -> bool:
+        if isinstance(self._viewer, Spectator):
+            return self._obey_spectator(message)
         if self._viewer:
             if self._service.trace and isinstance(message, protocol.Keys | protocol.Prompt):
                 self._service.trace.came(self._viewer.session.name, message.seq)
             self._hub.obey(self._viewer, message)
             return True
+        if isinstance(message, protocol.Spectate):
+            return self._spectate(message)
         if not isinstance(message, protocol.Hello):
-            raise protocol.ProtocolError(f"say hello first: {protocol.Hello.example}", getattr(message, "seq", None))
+            raise protocol.ProtocolError(f"say hello first: {protocol.Hello.example}", _seq(message))
         try:
             self._service.doors.check_token(message.access)
             self._viewer = await self._service.enter(message, self._tell)
@@ -465,9 +494,25 @@ class Connection:
             self._tell(protocol.Ended(reason=str(error)))
         return True
 
+    def _spectate(self, message: protocol.Spectate) -> bool:
+        try:
+            self._viewer = self._hub.spectate(message.token, self._tell)
+        except ValueError as error:
+            self._tell(protocol.Ended(reason=str(error)))
+        return True
+
+    def _obey_spectator(self, message: protocol.FromClient) -> bool:
+        if isinstance(message, protocol.Leave):
+            return False
+        raise protocol.ProtocolError("who watches steers nothing: say hello for a world of your own", _seq(message))
+
     def _refuse(self, reason: str, seq: int | None = None) -> None:
         self._hub.metrics.errors.inc()
         self._tell(protocol.Error(message=reason, seq=seq))
+
+
+def _seq(message: protocol.FromClient) -> int | None:
+    return getattr(message, "seq", None)
 
 
 def _sentence(error: Exception) -> str:

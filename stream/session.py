@@ -1,6 +1,9 @@
 """One viewer's life (queued, live, parked, gone) and the line in front of the slots. No sockets, no tasks."""
 
+import base64
 import enum
+import functools
+import hmac
 import secrets
 import time
 from collections.abc import Callable
@@ -57,10 +60,10 @@ def new_token() -> str:
 class Session:
     """What a viewer asked for and holds down. `token` is the viewer's secret, `name` may be shown to all.
 
-    `image` is the picture that it begins with, None for none. `run` counts how often the world began or went on for it,
-    so that a frame of an earlier one is known as such. `data` is what it was when it was last kept, None for a world
-    that has not begun; with `awaits_data` a newer one is on its way. `lost_at` is since when no one is there for it, in
-    clock seconds.
+    `image` is the picture that it begins with, None for none; with one `prompt` may be empty. `run` counts how often
+    the world began or went on for it, so that a frame of an earlier one is known as such. `data` is what it was when it
+    was last kept, None for a world that has not begun; with `awaits_data` a newer one is on its way. `lost_at` is since
+    when no one is there for it, in clock seconds.
     """
 
     prompt: str
@@ -78,6 +81,11 @@ class Session:
     awaits_data: bool = False
     lost_at: float | None = None
     image: bytes | None = None
+
+    @functools.cached_property
+    def watch_token(self) -> str:
+        """The secret with which others may watch and steer nothing: it follows from `token`, and not the other way."""
+        return base64.urlsafe_b64encode(hmac.digest(self.token.encode(), b"watch", "sha256")[:24]).decode()
 
     def happen(self, event: str) -> None:
         """Go on to the state that LIFE says."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.chunk import Control
-from stream import protocol
+from stream import news, protocol
 from stream.runs import Runs
 from stream.session import State
 from stream.upload import name_of
@@ -55,13 +55,26 @@ class Steering:
         else:
             self._steer(viewer, Control(session.sequence, session.held))
             self._runs.grant(viewer)
+            viewer.tell_audience(news.live(viewer))
 
     def tell_paused(self, viewer: Viewer, seq: int) -> None:
         """The world stands still, from the chunk on up to which the engine may go."""
-        viewer.hear(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
+        viewer.tell(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
 
-    def picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
-        """What the restarted world begins with. ProtocolError, with all as it was, for a picture that is not there."""
+    def beginning(self, viewer: Viewer, message: protocol.Restart) -> tuple[str, bytes | None]:
+        """The prompt and the picture that the restarted world begins with. ProtocolError, with all as it was, for a
+        picture that is not there, and for an empty prompt where no picture says what to see."""
+        picture = self._picture_for(viewer, message)
+        prompt = viewer.session.prompt if message.prompt is None else message.prompt
+        if prompt == "" and picture is None:
+            reason = "a world without a picture needs a prompt: say in a few words what to see"
+            raise protocol.ProtocolError(reason, message.seq)
+        if prompt == "" and not (self._runs.world and self._runs.world.names_pictures):
+            reason = "this world does not know what a picture shows: say in a few words what to see"
+            raise protocol.ProtocolError(reason, message.seq)
+        return prompt, picture
+
+    def _picture_for(self, viewer: Viewer, message: protocol.Restart) -> bytes | None:
         if message.image is None:
             return viewer.session.image
         if message.image == protocol.NO_PICTURE:
@@ -80,10 +93,13 @@ class Steering:
         session.sequence, session.prompted = max(session.sequence, message.seq), 0
         viewer.paused = False
         self._runs.rewind(viewer, message.chunk)
+        viewer.tell_audience(news.live(viewer))
 
     def _check_rewind(self, viewer: Viewer, message: protocol.Rewind) -> None:
-        if viewer.session.state is not State.LIVE or viewer.placing:
+        if viewer.session.state is not State.LIVE:
             raise protocol.ProtocolError("only a world that is live can go back; wait until it is", message.seq)
+        if viewer.placing:
+            raise protocol.ProtocolError("the world is going back already; wait until it is there", message.seq)
         if message.chunk > viewer.made:
             raise protocol.ProtocolError(
                 f"the world has {viewer.made} chunks; it can go back to 0 up to {viewer.made}, not {message.chunk}",

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from pipeline.chunk import Session as Data
 from stream import protocol
-from stream.pacer import Pacer
-from stream.session import Bucket, Session
+from stream.pacer import Mirror, Paced, Pacer
+from stream.session import Bucket, Session, State, new_token
 
 REWINDS_A_SECOND, REWINDS_AT_ONCE = 0.2, 3
 """A rewind writes a session's memory anew, and all others wait for it."""
@@ -56,7 +56,8 @@ class Viewer:
     which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
     `watched` is when a frame last left; `wanted` are those who asked for what the session is. `picture` is the one that
-    was sent last, ready to begin with. `steered` is when each control came that no frame obeys yet.
+    was sent last, ready to begin with. `steered` is when each control came that no frame obeys yet. `audience` are
+    those who watch; `newest` is the frame that left last.
     """
 
     session: Session
@@ -91,6 +92,29 @@ class Viewer:
     pictures: Bucket = field(default_factory=lambda: Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE))
     picture: bytes | None = None
     steered: dict[int, float] = field(default_factory=dict)
+    audience: list["Spectator"] = field(default_factory=list)
+    newest: Paced | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True when there is nothing to show any more."""
+        return self.session.state is State.GONE
+
+    def tell(self, message: protocol.FromServer) -> None:
+        """Say it to the viewer, and what concerns those who watch to them."""
+        self.hear(message)
+        self.tell_audience(message)
+
+    def tell_audience(self, message: protocol.FromServer) -> None:
+        """Say what concerns those who watch to them."""
+        for spectator in list(self.audience):
+            spectator.overhear(message)
+
+    def show(self, paced: Paced) -> None:
+        """A frame leaves: those who watch see it too."""
+        self.newest = paced
+        for spectator in self.audience:
+            spectator.pacer.put(paced)
 
     def came(self, sequence: int, now: float) -> None:
         """A control came; one that is sent again came when it was sent first."""
@@ -108,3 +132,40 @@ class Viewer:
         wanted, self.wanted = self.wanted, []
         for take in wanted:
             take(self.session.data)
+
+
+OVER = "The walk that you watch is over."
+KEPT = "Whoever walks here has put this world away; it may go on."
+
+
+@dataclass(eq=False)
+class Spectator:
+    """One who watches a viewer's world and steers nothing; `token` fetches the picture, and is no one else's."""
+
+    viewer: Viewer
+    hear: Hear
+    token: str = field(default_factory=new_token)
+    pacer: Mirror = field(default_factory=Mirror)
+    ended: Callable[[], None] = lambda: None
+
+    @property
+    def session(self) -> Session:
+        """The session that is watched."""
+        return self.viewer.session
+
+    @property
+    def is_over(self) -> bool:
+        """True when there is nothing to show any more."""
+        return self not in self.viewer.audience
+
+    def overhear(self, message: protocol.FromServer) -> None:
+        """Hear what the viewer hears of the world, and nothing of what is the viewer's own affair."""
+        match message:
+            case protocol.Live() | protocol.Paused() | protocol.Scene() | protocol.Queued():
+                self.hear(message)
+            case protocol.Stats():
+                self.hear(message.model_copy(update={"turn_seconds": None}))
+            case protocol.Parked():
+                self.hear(protocol.Parked(reason=KEPT, by_itself=True))
+            case protocol.Ended():
+                self.hear(protocol.Ended(reason=OVER))

@@ -28,7 +28,7 @@ from aiortc.sdp import MediaDescription, SessionDescription, candidate_from_sdp
 
 from stream import ice, playout, resend
 from stream.codec import MAX_BITRATE, MIN_BITRATE, LiveEncoder
-from stream.pacer import PTS_RATE, Paced, Pacer
+from stream.pacer import PTS_RATE, Paced, Source
 from stream.protocol import IceServer
 from stream.rate import Rate
 
@@ -89,7 +89,7 @@ class Media:
 class Feed(Protocol):
     """Whose picture it is: the pacer to fetch from, and who hears of each frame's leaving."""
 
-    pacer: Pacer
+    pacer: Source
 
     def took(self, paced: Paced) -> None: ...
     def sent(self, paced: Paced, rtp: int | None) -> None: ...

@@ -15,12 +15,13 @@ from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import check_prompt
 from stream import protocol
+from stream.audience import UNKNOWN
 from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
 from stream.metrics import Metrics
 from stream.session import State
-from stream.viewer import Viewer
+from stream.viewer import Spectator, Viewer
 from stream.webrtc import MAX_OFFER_BYTES, Fragment, Peer, RestartRefused, check_offer
 
 SDP, FRAGMENT = "application/sdp", "application/trickle-ice-sdpfrag"
@@ -40,7 +41,9 @@ class Host(Protocol):
     doors: Doors
     ready: bool
 
-    async def offer(self, sdp: str, viewer: Viewer, ends_viewer: bool, host: str | None) -> tuple[Peer, str]: ...
+    async def offer(
+        self, sdp: str, watcher: Viewer | Spectator, ends_viewer: bool, host: str | None
+    ) -> tuple[Peer, str]: ...
     def peer(self, peer_id: str) -> Peer | None: ...
 
 
@@ -153,7 +156,7 @@ class _Sessions:
             peer, answer = await self._host.offer(offer, viewer, is_new, request.client and request.client.host)
         except BaseException:  # whatever it is, the slot must be free again
             if is_new:
-                self._host.hub.leave(viewer)
+                self._host.hub.dismiss(viewer)
             raise
         self._remember(peer.id)
         headers = {"Location": f"{_ENDPOINT}/{peer.id}", "ETag": f'"{peer.etag}"', "Accept-Patch": FRAGMENT}
@@ -193,8 +196,8 @@ class _Sessions:
         if len(self._begun) > REMEMBERED:
             self._begun.popitem(last=False)
 
-    def _viewer_for(self, request: Request) -> tuple[Viewer, bool]:
-        """The viewer that `?session=` names, or a new one for a player that only speaks WHEP.
+    def _viewer_for(self, request: Request) -> tuple[Viewer | Spectator, bool]:
+        """Whom `?session=` names, or a new viewer, or with `?watch=` spectator, for a player that only speaks WHEP.
 
         With an empty `?session=` its token comes as `Authorization: Bearer`; without it that is the server's own token,
         where it asks for one, or a player's own affair, such as what a proxy in front asks for.
@@ -202,14 +205,26 @@ class _Sessions:
         token = request.query_params.get("session")
         if token == "":
             token = request.headers.get("authorization", "").partition(" ")[2].strip()
+        if token is None and (watch_token := request.query_params.get("watch")) is not None:
+            return self._new_spectator(watch_token), True
         if token is None:
             return self._new_viewer(request), True
-        viewer = self._host.hub.find(token)
+        viewer = self._host.hub.find_watcher(token)
         if viewer is None:
             raise Refusal(404, "no such session: it has ended, or the token is not the one of welcome")
         if viewer.session.state is not State.LIVE:
             raise Refusal(409, "this session waits in line: ask again after the message live", {"Retry-After": "2"})
         return viewer, False
+
+    def _new_spectator(self, watch_token: str) -> Spectator:
+        try:
+            spectator = self._host.hub.spectate(watch_token, lambda message: None)
+        except ValueError as error:
+            raise Refusal(404 if str(error) == UNKNOWN else 503, str(error), {"Retry-After": "5"}) from None
+        if spectator.session.state is not State.LIVE:
+            self._host.hub.dismiss(spectator)
+            raise Refusal(409, "this session waits in line: ask again in a moment", {"Retry-After": "2"})
+        return spectator
 
     def _new_viewer(self, request: Request) -> Viewer:
         hub = self._host.hub

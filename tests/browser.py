@@ -82,7 +82,13 @@ class Script:
 
     def welcome(self, **changes) -> None:
         size = {"width": 320, "height": 192, "fps": 16, "chunk_frames": 4}
-        world = {"preset": "tiny", "keys": list("adijklsw"), "image": "optional", **size}
+        world = {
+            "preset": "tiny",
+            "keys": list("adijklsw"),
+            "image": "optional",
+            "watch_token": "link-0123456789",
+            **size,
+        }
         self.send(
             "welcome", **{"version": 1, "session": "s1", "token": "secret", "ice_servers": [], **world, **changes}
         )

@@ -56,9 +56,11 @@ class FakeEngine:
         spin_at=-1,
         image="optional",
         part_seconds=0.0,
+        names_pictures=False,
     ):
         size, self.part_seconds = (WIDTH, HEIGHT, FPS), part_seconds
-        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, image=image)
+        told = {"image": image, "names_pictures": names_pictures}
+        self.world = World("fake", *size, slots, CHUNK_FRAMES, CHUNK_FRAMES, (0.01, 0.02), schedule, **told)
         self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 

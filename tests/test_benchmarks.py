@@ -83,15 +83,16 @@ def test_keeping_measures_what_a_resume_needs_and_the_whole_history(capsys):
     assert all(cost["bytes"] > 0 and cost["resume_ms"] > 0 for cost in (result["needed"], result["all"]))
 
 
-def test_load_counts_viewers_the_line_and_visits(capsys, monkeypatch):
+def test_load_counts_viewers_those_who_watch_the_line_and_visits(capsys, monkeypatch):
     monkeypatch.setattr(load, "KEPT_SECONDS", 0.1)
     monkeypatch.setattr(load, "LINE", (5,))
     monkeypatch.setattr(rtcrtpreceiver, "decoder_worker", rtcrtpreceiver.decoder_worker)  # visitors put theirs there
-    assert load.main(["--viewers", "1", "--visits", "8", "--seconds", "1"]) == 0
+    assert load.main(["--viewers", "1", "--spectators", "1", "--visits", "8", "--seconds", "1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["limits"]["viewers"] > 1 and result["viewers"][0]["least_fps"] > 10
+    assert result["spectators"][0]["least_fps"] > 10
     assert result["line"][0]["line"] == 5 and result["visits"]["at_once"]["a_minute"] > 60
-    assert set(result["held"]) == {"viewers", "line", "visits_a_minute"}
+    assert set(result["held"]) == {"viewers", "spectators", "line", "visits_a_minute"}
 
 
 def test_a_soak_is_looked_at_by_two_through_the_death_of_an_engine(capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.chunk import parse_keys
+from pipeline.chunk import SessionSpec, parse_keys
 
 W, NONE = frozenset("w"), frozenset()
 
@@ -18,3 +18,10 @@ def test_a_walk_lists_the_keys_of_each_frame():
 def test_a_walk_that_is_not_understood_is_refused(walk):
     with pytest.raises(ValueError, match=r"no part of a walk|no such key|longer than"):
         parse_keys(walk)
+
+
+def test_a_session_needs_no_prompt_beside_a_picture_and_never_blanks():
+    assert SessionSpec("a", "", 1, b"a picture").prompt == ""
+    for prompt, image in (("", None), ("  ", b"a picture")):
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            SessionSpec("a", prompt, 1, image)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.chunk import Chunk, Control, Ended, Session, SessionSpec, World
 from stream import protocol, worker
+from stream.audience import SPECTATORS
 from stream.fairness import ASKED_SECONDS, Fairness
 from stream.hub import (
     FORGIVEN_SECONDS,
@@ -144,15 +145,28 @@ def test_before_the_engine_is_ready_viewers_wait_and_are_told_why(engine, clock)
     assert page.types() == ["queued", "welcome", "live"]
 
 
-def test_a_third_viewer_waits_and_enters_when_a_slot_is_free(hub, engine):
+def test_a_third_viewer_waits_and_enters_when_a_slot_is_free(hub, engine, clock):
     first, _, third, fourth = (Page(hub) for _ in range(4))
     assert third.last(protocol.Queued).place == 1
     assert fourth.last(protocol.Queued).place == 2
     hub.leave(first.viewer)
     assert worker.Close(first.run) in engine.commands
     assert third.last(protocol.Live).slot == 0
-    assert fourth.last(protocol.Queued).place == 1
     assert first.types()[-1] == "ended"
+    pass_time(hub, clock, 1)
+    assert fourth.last(protocol.Queued).place == 1
+
+
+def test_who_joins_the_line_hears_at_once_and_all_others_of_many_changes_once_a_second(hub, clock):
+    pages = [Page(hub) for _ in range(2 + MAX_WAITING)]
+    waiting = pages[2:]
+    assert [page.last(protocol.Queued).place for page in waiting] == list(range(1, MAX_WAITING + 1))
+    assert sum(page.types().count("queued") for page in waiting) == MAX_WAITING, "no one is told again for each other"
+    for page in waiting[:50]:
+        hub.leave(page.viewer)
+    pass_time(hub, clock, 1)
+    assert [page.last(protocol.Queued).place for page in waiting[50:]] == list(range(1, 51))
+    assert all(page.types().count("queued") <= 3 for page in waiting)
 
 
 def test_a_full_line_takes_no_one_more(hub):
@@ -547,7 +561,9 @@ def test_without_a_limit_no_turn_ends_and_the_wait_is_told_from_the_mean_stay(hu
     pass_time(hub, clock, 100)
     fourth = Page(hub)
     hub.leave(page.viewer)
-    assert third.types()[-1] == "live" and fourth.last(protocol.Queued).wait_seconds == 50
+    assert third.types()[-1] == "live"
+    pass_time(hub, clock, 1)
+    assert fourth.last(protocol.Queued).wait_seconds == 50
 
 
 def test_an_idle_viewer_is_asked_and_then_parked_while_others_wait(engine, clock, drawer):
@@ -600,6 +616,7 @@ class Model(FakeWorker):
 
 
 EVENTS = ["enter", "lose", "return", "leave", "park", "resume", "pause", "unpause", "rewind", "restart", "fetch"]
+EVENTS += ["spectate", "spectator leaves"]
 EVENTS += ["prompt", "tick", "tick", "long", "answer", "answer", "play", "play", "watch", "die", "end"]
 
 
@@ -629,6 +646,7 @@ def test_whatever_happens_the_engine_is_never_asked_for_more_than_it_has_and_all
         hub.leave(page.viewer)
     settle(hub, engine, clock)
     assert not engine.open and not hub._viewers and not hub._runs.viewers and hub.has_room
+    assert not hub.audience._spectators, "no one watches what is over"
 
 
 def pass_by(hub, engine, clock, event):
@@ -668,6 +686,10 @@ def happen_to(page, hub, engine, drawer, event, seq):
     elif event == "end" and viewer.session.engine_name in engine.open:
         del engine.open[viewer.session.engine_name]
         hub.happen(Ended(viewer.session.engine_name, "broken"))
+    elif event == "spectate" and here and len(viewer.audience) < SPECTATORS:
+        hub.spectate(viewer.session.watch_token, lambda message: None)
+    elif event == "spectator leaves" and viewer.audience:
+        hub.dismiss(viewer.audience[0])
     elif event == "watch" and viewer.pacer and len(viewer.pacer):
         watch(page, 1)
     elif here and viewer.hear == page.hear:
@@ -722,6 +744,18 @@ def test_a_world_that_needs_pictures_lets_those_who_have_none_wait_and_no_one_wa
     with pytest.raises(protocol.ProtocolError, match="no such picture"):
         second.says(protocol.Restart(seq=2, image="0" * 16))
     assert second.viewer.session.run == 1 and second.viewer.session.sequence == 1
+
+
+def test_a_world_that_began_with_a_picture_and_no_words_is_come_back_to(engine, clock, drawer):
+    hub = Hub(engine, clock=clock, archive=drawer)
+    hub.happen(worker.Ready(replace(WORLD, names_pictures=True), 1, 1))
+    kept = replace(data(), spec=SessionSpec("a", "", 5, b"a picture"))
+    viewer = hub.resume("token-0123456789", kept, lambda message: None)
+    assert viewer.session.prompt == "" and viewer.session.image == b"a picture"
+    hub.obey(viewer, protocol.Restart(seq=3))
+    assert engine.of(worker.Open)[-1].spec.prompt == ""
+    hub.obey(viewer, protocol.Prompt(seq=4, text="at night"))
+    assert engine.of(worker.Steer)[-1].control.prompt == viewer.session.prompt == "at night"
 
 
 def test_a_parked_world_keeps_its_picture(hub, engine, drawer):

@@ -154,6 +154,8 @@ def test_a_port_in_use_is_told_at_once(capsys):
         (["serve", "--lead", "-1"], "--lead is -1"),
         (["watch", "localhost", "--prompt", "a", "-o", "a.mp4"], "it must look like http://localhost:8080"),
         (["watch", "http://x", "--prompt", " ", "-o", "a.mp4"], "the prompt is empty"),
+        (["watch", "http://x", "-o", "a.mp4"], "the prompt is empty"),
+        (["generate", "-o", "a.mp4"], "there is no prompt: give --prompt"),
         (["watch", "http://x", "--prompt", "a", "--keys", "q-3", "-o", "a.mp4"], "no such key: q"),
         (["watch", "http://x", "--prompt", "a", "--frames", "0", "-o", "a.mp4"], "--frames is 0"),
         (["watch", "http://x", "--prompt", "a", "-o", "a.gif"], "a.gif is no video file's name"),

@@ -43,8 +43,22 @@ def test_the_dashboard_names_no_metric_that_is_not_exported_and_shows_all_that_a
     assert shown <= exported, shown - exported
     names = {family.name for family in families if not family.name.endswith("_created")}
     assert {name for name in names if not any(each.startswith(name) for each in shown)} == set()
-    ids = [panel["id"] for panel in board["panels"]]
-    assert len(ids) == len(set(ids)) and all(panel["title"] for panel in board["panels"])
+    asked = set(re.findall(r"chunkcast_\w+", json.dumps(board["templating"])))
+    assert asked <= exported, asked - exported
+
+
+def test_the_panels_of_the_dashboard_have_names_and_places_of_their_own():
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) and all(panel["title"] for panel in panels)
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        cells = {(x, y) for x in across for y in down}
+        assert not cells & taken and across.stop <= 24, panel["title"]
+        taken |= cells
+        names = [target["refId"] for target in panel.get("targets", ())]
+        assert len(names) == len(set(names)), panel["title"]
 
 
 def test_a_refusal_has_one_of_the_known_reasons():

@@ -404,6 +404,9 @@ def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
     page.wait_for_function("document.getElementById('state').textContent === 'paused'")
     page.click("#go-on")
     script.wait(lambda: script.of("unpause"), "the button on the picture goes on")
+    page.click("#pause")
+    script.wait(lambda: len(script.of("pause")) == 2, "a button pauses")
+    assert page.evaluate("document.activeElement.id") == "stage", "the next space is not to press it again"
     assert page.is_hidden("#go-on") and page.inner_text("#state") == "live"
     stats(script, chunk=40, lead_ms=500)  # a chunk plays 0.25 s
     page.wait_for_function("document.getElementById('company').hidden")
@@ -460,6 +463,30 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_a_world_begins_with_it(live):
     assert len(script.of("restart")) == 3 and page.evaluate("document.documentElement.dataset.state") == "live"
 
 
+def test_a_picture_takes_no_old_words_along_but_those_that_were_written_for_it(live):
+    page, script = live("/?prompt=a%20desert")
+    choose = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"bytes"}
+    page.set_input_files("#file", choose)
+    script.wait(lambda: script.of("restart"), "a world that needs words has those of before")
+    script.welcome(names_pictures=True)
+    page.set_input_files("#file", choose)
+    script.wait(lambda: len(script.of("restart")) == 2, "one that knows pictures has none")
+    script.live(prompt="")
+    page.wait_for_function("document.getElementById('prompt').value === ''")
+    script.send("scene", text="a shore by day, clear", unknown_words=[])
+    page.wait_for_function("document.getElementById('scene').textContent === 'a shore by day, clear'")
+    page.fill("#prompt", "at night")
+    page.set_input_files("#file", choose)
+    script.wait(lambda: len(script.of("restart")) == 3, "what was written is sent along")
+    page.focus("#prompt")
+    page.keyboard.press("Escape")
+    assert page.input_value("#prompt") == ""
+    page.click("#again")
+    script.wait(lambda: len(script.of("restart")) == 4, "another world is one of what the picture showed")
+    prompts = [message["prompt"] for message in script.of("restart")]
+    assert prompts == ["a desert", "", "at night", "a shore by day, clear"]
+
+
 def test_a_world_that_needs_a_picture_asks_for_it_and_the_line_can_be_left(visit):
     page, script = visit()
     script.send("queued", place=1, waiting=1, reason="It begins with a picture.", needs_picture=True)
@@ -508,6 +535,38 @@ def test_share_copies_a_link_that_leads_to_this_world(live):
     assert parse_qs(link.query) == {"prompt": ["a desert"], "seed": ["7"]}
 
 
+def test_an_invitation_leads_to_a_page_that_watches_and_steers_nothing(visit, live):
+    page, _ = live(permissions=["clipboard-read", "clipboard-write"])
+    page.click("#invite")
+    page.wait_for_function("document.getElementById('notice').textContent.includes('sees what you see')")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == f"{HOST}/#watch=link-0123456789"
+    guest, script = visit(link.removeprefix(HOST))
+    assert script.messages == [{"type": "spectate", "version": 1, "token": "link-0123456789"}]
+    script.welcome(keys=[], image="none", spectates=True, watch_token=None, token="guests-own")
+    script.live()
+    wait_for_state(guest, "live")
+    assert guest.evaluate("studio.requests") == ["POST /whep?session=guests-own"]
+    assert guest.inner_text("#state") == "watching"
+    for control in ("#deck", "#world", "#walk", "#prompt", "#examples"):
+        assert guest.is_hidden(control), control
+    for key in ("w", " ", "Backspace", "Enter"):
+        guest.keyboard.press(key)
+    script.send("paused", seq=3, chunk=9)
+    guest.wait_for_function("document.getElementById('state').textContent === 'paused'")
+    assert guest.is_hidden("#go-on")
+    guest.wait_for_timeout(100)
+    assert len(script.messages) == 1
+    assert guest.evaluate("sessionStorage.length") == 0, "the token is no world of one's own to come back to"
+    script.send("ended", reason="The walk that you watch is over.")
+    wait_for_state(guest, "lost")
+    assert "The walk that you watch is over." in guest.inner_text("#veil-text")
+    script.wait(lambda: len(script.of("spectate")) == 2, "it looks again by itself")
+    script.send("ended", reason="There is no one to watch here.")
+    guest.click("#veil-other")
+    script.wait(lambda: script.of("hello"), "and one may walk oneself")
+
+
 def test_a_refusal_of_the_server_is_shown(live):
     page, script = live()
     script.send("error", message="no such key: x", seq=3)
@@ -531,7 +590,47 @@ def test_leaving_the_page_gives_the_slot_back_at_once(live):
     assert page.evaluate("studio.requests.at(-1)") == "DELETE /whep/1"
 
 
-WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1280, 720), (1440, 900), (3840, 2160)]
+def test_a_page_that_is_loaded_again_goes_on_with_the_world_that_was_walked_in(live):
+    page, script = live()
+    page.keyboard.press("w")
+    script.wait(lambda: held(script) == ["w"], "the viewer walks")
+    page.evaluate("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
+    script.wait(lambda: script.of("park"), "the place is given back and the world is kept")
+    page.reload()
+    script.wait(lambda: len(script.of("hello")) == 2, "the page is there again")
+    assert not script.of("leave")
+    assert script.of("hello")[1]["token"] == "secret"
+
+
+def test_a_newcomer_is_told_what_to_do_until_they_do_it(live):
+    page, _ = live()
+    hint = "document.getElementById('notice').textContent"
+    page.wait_for_function(f"{hint} === 'Hold W A S D to walk, I J K L to look around. Write what you want to see.'")
+    page.keyboard.press("l")
+    page.wait_for_function(f"{hint} === ''")
+    phone, _ = live(**PHONE)
+    phone.wait_for_function(f"{hint} === 'Hold the arrows to walk and look around. Write what you want to see.'")
+
+
+def test_words_find_their_world_also_where_none_is_live(live):
+    page, script = live()
+    page.keyboard.press("w")
+    page.click("#park")
+    script.wait(lambda: script.of("park"), "the world is parked")
+    script.send("parked", reason="You parked this world.", by_itself=None)
+    wait_for_state(page, "parked")
+    assert page.evaluate("document.activeElement.id") == "veil-action"
+    page.fill("#prompt", "snow")
+    page.press("#prompt", "Enter")
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('Go on with your world first')")
+    page.click("#veil-other")
+    wait_for_state(page, "left")
+    page.press("#prompt", "Enter")
+    script.wait(lambda: len(script.of("hello")) == 2, "words begin another world")
+    assert script.of("hello")[1]["prompt"] == "snow"
+
+
+WIDE = [(640, 360), (844, 390), (805, 500), (1110, 600), (1231, 700), (1280, 720), (1440, 900), (3840, 2160)]
 SIZES = [(360, 640), (390, 844), (768, 1024), *WIDE]
 
 
@@ -540,10 +639,16 @@ def test_no_control_leaves_the_screen_or_covers_another(visit, size):
     page, script = visit(viewport={"width": size[0], "height": size[1]})
     script.live(seed=4294967295)
     script.send("scene", text="desert, columns, dusk", unknown_words=["dragon"])
-    stats(script, viewers=2, waiting=3, turn_seconds=59)
     wait_for_state(page, "live")
     page.evaluate("document.getElementById('latency').hidden = false")
-    page.wait_for_function("document.getElementById('turn-left').textContent === '0:59'")
+    for turn, shown in ((None, ""), (59, "0:59")):
+        stats(script, viewers=2, waiting=3, turn_seconds=turn)
+        page.wait_for_function(f"document.getElementById('turn-left').textContent === '{shown}'")
+        page.wait_for_function("!document.getElementById('company').hidden")
+        check_boxes(page, size)
+
+
+def check_boxes(page, size):
     boxes = page.eval_on_selector_all(
         "header > *, .key, .line",
         "all => all.map(one => [one.className || one.id, one.getBoundingClientRect().toJSON()])",

@@ -115,7 +115,7 @@ def test_a_newer_version_is_refused_and_says_so(saved, tmp_path):
     "changes, words",
     [
         ({"seed": -1}, "the seed is -1"),
-        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": " "}, "the prompt is empty"),
         ({"chunk": 2}, "there are latents of 3 chunks, and 2 were made"),
         ({"chunk": "5"}, "where a whole number"),
         ({"events": [[3, "w", None, 0], [1, "", None, 0]]}, "must rise"),

@@ -37,7 +37,7 @@ def engine() -> Engine:
     return Engine(preset, load_parts(preset, None, torch.device("cpu")), slots=1)
 
 
-def begun(engine: Engine, picture: bytes, prompt: str = "this place", chunks: int = 1) -> list:
+def begun(engine: Engine, picture: bytes, prompt: str = "", chunks: int = 1) -> list:
     engine.open(SessionSpec("a", prompt, 1, picture))
     try:
         return [engine.step()[0] for _ in range(chunks)]
@@ -56,6 +56,19 @@ def test_a_picture_of_the_world_is_gone_on_with_as_what_it_shows(engine):
 def test_what_the_prompt_names_counts_more_than_the_picture(engine):
     chunk = begun(engine, png(drawn(DESERT_AT_DUSK)), "at night")[0]
     assert understand(chunk.scene).scene == DESERT_AT_DUSK._replace(hour=list(HOURS).index("night"))
+
+
+def test_without_a_prompt_nothing_is_told_to_be_not_understood(engine):
+    chunk = begun(engine, png(drawn(DESERT_AT_DUSK)))[0]
+    assert (chunk.unknown_words, chunk.guessed_words) == ((), ())
+
+
+def test_an_engine_that_cannot_name_pictures_asks_for_words():
+    preset = find_preset("tiny")
+    blind = Engine(preset, load_parts(preset, None, torch.device("cpu"))._replace(recognise=None), slots=1)
+    with pytest.raises(ValueError, match="tiny does not know what a picture shows: say in a few words"):
+        begun(blind, png(drawn(DESERT_AT_DUSK)))
+    assert len(begun(blind, png(drawn(DESERT_AT_DUSK)), "at night")) == 1, "and its slot is free"
 
 
 def test_most_pictures_of_the_world_are_recognised():
@@ -86,7 +99,7 @@ def test_any_photograph_is_gone_on_with_in_its_colours(engine):
 
 
 def test_a_resumed_world_still_goes_on_as_its_picture(engine):
-    engine.open(SessionSpec("a", "this place", 1, png(drawn(DESERT_AT_DUSK))))
+    engine.open(SessionSpec("a", "", 1, png(drawn(DESERT_AT_DUSK))))
     try:
         engine.step()
         engine.control("a", Control(1, frozenset("w")))

@@ -63,6 +63,32 @@ async def test_a_world_begins_with_the_picture_that_was_sent_and_without_it_agai
     await player.connection.close()
 
 
+async def test_a_picture_needs_no_words_where_the_world_knows_what_it_shows():
+    async with serving(engine={"names_pictures": True}) as client, client.page(prompt="blue") as page:
+        welcome = await hear(page, "welcome")
+        assert welcome["names_pictures"]
+        await say(page, type="restart", seq=1, prompt="")
+        assert "a world without a picture needs a prompt" in (await hear(page, "error"))["message"]
+        sent = await send(client, welcome, encoded())
+        await say(page, type="restart", seq=2, prompt="", image=sent.json()["image"])
+        assert (await hear(page, "live"))["prompt"] == ""
+        await say(page, type="restart", seq=3)
+        assert (await hear(page, "live"))["prompt"] == ""
+        await say(page, type="restart", seq=4, image="none")
+        assert "needs a prompt" in (await hear(page, "error"))["message"]
+        kept = client.service.hub.find(welcome["token"]).session
+        assert kept.image and kept.prompt == "", "a refused restart changes nothing"
+
+
+async def test_a_world_that_does_not_know_pictures_asks_for_words():
+    async with serving() as client, client.page(prompt="blue") as page:
+        welcome = await hear(page, "welcome")
+        assert not welcome["names_pictures"]
+        sent = await send(client, welcome, encoded())
+        await say(page, type="restart", seq=1, prompt="", image=sent.json()["image"])
+        assert "does not know what a picture shows" in (await hear(page, "error"))["message"]
+
+
 async def until(claim, seconds=5):
     async with asyncio.timeout(seconds):
         while not claim():  # noqa: ASYNC110  it is told to no one
@@ -167,6 +193,16 @@ async def test_the_client_begins_with_a_picture_and_says_what_the_server_says_of
         assert all(is_yellow(image) for _, image in frames_of(tmp_path / "out.mp4"))
         with pytest.raises(ValueError, match=r"^the image is no picture that can be read"):
             await watch_with_client(url(client), Wish("blue", 6, image=b"text"), tmp_path / "out.mp4")
+
+
+async def test_the_client_begins_with_a_picture_alone_where_the_world_knows_what_it_shows(tmp_path):
+    async with serving(engine={"names_pictures": True}) as client:
+        wish = Wish("", 6, image=encoded("PNG"))
+        assert await watch_with_client(url(client), wish, tmp_path / "out.mp4") == 6
+    assert all(is_yellow(image) for _, image in frames_of(tmp_path / "out.mp4"))
+    async with serving() as client:
+        with pytest.raises(ValueError, match="does not know what a picture shows"):
+            await watch_with_client(url(client), wish, tmp_path / "out.mp4")
 
 
 def test_the_document_says_that_a_picture_is_sent_as_it_is():

@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 /**
  * @param {{ ask: (text: string) => void, forgetWords: () => void, begin: (text: string) => void,
  *   forgetSeed: () => void, another: () => void, again: () => void, back: () => void, pause: () => void,
- *   park: () => void, share: () => void, choose: () => void }} does
+ *   park: () => void, share: () => void, invite: () => void, choose: () => void }} does
  *   `begin`: a world with the seed that was typed; `forget...`: what was typed was not meant
  */
 export function listen(does) {
@@ -13,8 +13,11 @@ export function listen(does) {
   listenToSeed(does);
   listenToShortcuts(does);
   const buttons = { again: does.another, start: does.again, back: does.back, pause: does.pause, "go-on": does.pause };
-  for (const [id, act] of Object.entries({ ...buttons, park: does.park, share: does.share, picture: does.choose })) {
-    find(id).addEventListener("click", () => act());
+  for (const [id, act] of Object.entries({ ...buttons, park: does.park, share: does.share, invite: does.invite, picture: does.choose })) {
+    find(id).addEventListener("click", ({ detail }) => {
+      if (detail > 0) find("stage").focus(); // clicked, not pressed by a key: space is to pause, not to click again
+      act();
+    });
   }
   find("stage").addEventListener("click", () => find("stage").focus());
 }

@@ -2,15 +2,28 @@
 
 const find = (id) => document.getElementById(id);
 
+const NAME = "chunkcast";
 const NOTICE_MS = 6000;
 const TURN_NEAR_SECONDS = 20;
 
 /** What a state is called on the page. */
-const WORDS = { opening: "opening", waiting: "in line", lost: "out of reach", blocked: "ready", parked: "kept", live: "live" };
+const WORDS = {
+  opening: "opening",
+  waiting: "in line",
+  lost: "out of reach",
+  blocked: "ready",
+  parked: "kept",
+  left: "left",
+  live: "live",
+};
+/** Where nothing goes on without a click. */
+const WAITS_FOR_A_CLICK = ["blocked", "parked", "left"];
 
 export class Hud {
   #noticeTimer = 0;
   #actions = {};
+  #hints = false;
+  #known = false; // whether the viewer has done anything yet
 
   constructor() {
     for (const id of ["veil-action", "veil-other"]) find(id).addEventListener("click", () => this.#actions[id]());
@@ -18,7 +31,7 @@ export class Hud {
 
   /**
    * Covers the picture and says why.
-   * @param {"opening"|"waiting"|"lost"|"blocked"|"parked"} state
+   * @param {"opening"|"waiting"|"lost"|"blocked"|"parked"|"left"} state
    * @param {{ title: string, text?: string, place?: number, action?: Choice, other?: Choice }} what
    *   Choice is [string, () => void]
    */
@@ -28,19 +41,39 @@ export class Hud {
     write("veil-text", text);
     write("place", String(place));
     find("place").hidden = place === 0;
+    document.title = place === 0 ? NAME : `${place} in line · ${NAME}`; // seen while one waits in another tab
     for (const [id, choice] of [["veil-action", action], ["veil-other", other]]) {
       find(id).hidden = choice === null;
       if (choice) [find(id).textContent, this.#actions[id]] = choice;
     }
+    // Whoever walks by keyboard goes on by keyboard; whoever writes is left alone.
+    if (WAITS_FOR_A_CLICK.includes(state) && !find("composer").contains(document.activeElement)) find("veil-action").focus();
   }
 
   /** Uncovers the picture. */
   live() {
     this.#state("live");
+    document.title = NAME;
+    if (find("veil").contains(document.activeElement)) this.focusWorld();
+  }
+
+  /** Says what one can do here, until one does it. */
+  hint() {
+    if (this.#known) return;
+    const keys = matchMedia("(pointer: coarse)").matches ? "the arrows to walk and look around" : "W A S D to walk, I J K L to look around";
+    const walk = find("walk").hidden ? "" : `Hold ${keys}. `;
+    this.notice(`${walk}Write what you want to see.`, true);
+    this.#hints = true;
+  }
+
+  endHint() {
+    this.#known = true;
+    if (this.#hints) this.notice("");
   }
 
   /** A line for a few seconds, or until the next one: something was refused, copied, is on its way. */
   notice(text, stays = false) {
+    this.#hints = false;
     clearTimeout(this.#noticeTimer);
     write("notice", text);
     if (!stays) this.#noticeTimer = setTimeout(() => write("notice", ""), NOTICE_MS);
@@ -71,10 +104,39 @@ export class Hud {
     write("turn-left", seconds === null ? "" : `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`);
   }
 
-  /** What the world takes: keys that move its camera, a picture to begin with. */
-  offers(camera, picture) {
-    for (const group of document.querySelectorAll(".keys")) group.hidden = !camera;
-    find("picture").hidden = !picture;
+  /** What the world takes, and its shape: keys that move its camera, a picture to begin with. */
+  offers({ keys, image, width, height, watch_token }) {
+    for (const group of document.querySelectorAll(".keys")) group.hidden = keys.length === 0;
+    find("picture").hidden = image === "none";
+    find("invite").hidden = !watch_token;
+    find("stage").style.setProperty("--shape", `${width} / ${height}`);
+  }
+
+  /** This page watches, and shows nothing that steers. @param {() => void} onwalk a world of one's own is wished for */
+  watches(onwalk) {
+    document.documentElement.toggleAttribute("data-watches", true);
+    find("walk-yourself").hidden = false;
+    find("walk-yourself").addEventListener("click", onwalk);
+  }
+
+  /** The keyboard walks, and types nothing. */
+  focusWorld() {
+    find("stage").focus();
+  }
+
+  /** What is written in the line for words. */
+  get written() {
+    return find("prompt").value.trim();
+  }
+
+  /** Writes the words of the world into their line. */
+  write(prompt) {
+    find("prompt").value = prompt;
+  }
+
+  /** As write(), unless someone is writing there. */
+  offerWords(prompt) {
+    if (document.activeElement !== find("prompt")) this.write(prompt);
   }
 
   /** How the prompt was understood, which of its words were guessed at, and which were not understood. */
@@ -133,8 +195,9 @@ export class Hud {
   }
 
   #tellState() {
-    const { state, paused } = document.documentElement.dataset;
-    write("state", state === "live" && paused !== undefined ? "paused" : WORDS[state]);
+    const { state, paused, watches } = document.documentElement.dataset;
+    const live = paused !== undefined ? "paused" : watches !== undefined ? "watching" : WORDS.live;
+    write("state", state === "live" ? live : state === "waiting" && watches !== undefined ? "waiting" : WORDS[state]);
   }
 
   #state(state) {

@@ -42,7 +42,8 @@ export function shown({ seq, ms }) {
 
 /**
  * Begin again in the same slot; what is not given stays (seed and picture) or is the newest (the prompt).
- * `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none".
+ * `image` is what the answer to PUT /api/sessions/{session}/image calls the picture to begin with, or "none". With a
+ * picture, in a world that names pictures, `prompt` may be "": then it is what the picture shows.
  */
 export function restart({ seq, seed, prompt, image }) {
   return JSON.stringify({ type: "restart", seq, seed, prompt, image });
@@ -84,6 +85,14 @@ export function leave() {
 }
 
 /**
+ * In place of `hello`: to watch a session that someone else steers, by the `watch_token` of their `welcome`.
+ * What comes is told as to a viewer, with a `token` that fetches the picture. A spectator says nothing but `leave`.
+ */
+export function spectate({ token }) {
+  return JSON.stringify({ type: "spectate", version: VERSION, token });
+}
+
+/**
  * One STUN or TURN server, in the shape that RTCPeerConnection takes.
  * @typedef {{ urls: string[], username: string|null, credential: string|null }} IceServer
  */
@@ -92,7 +101,10 @@ export function leave() {
  * What the world is. `token` is the secret that lets this viewer, and no one else, fetch its picture and come back.
  * `seq` is the newest number of the session so far: the page counts on from there. `keys` is empty where the world has
  * no camera; `image` says whether it begins with a picture of the viewer's: "none", "optional" or "required".
- * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null }} Welcome
+ * `names_pictures`: it tells by itself what such a picture shows, so that a `restart` with one needs no prompt.
+ * `watch_token` may be given to others: `spectate` with it watches and steers nothing; absent where no one may watch.
+ * `spectates`: this is not one's own session, but one that is watched.
+ * @typedef {{ type: "welcome", version: number, session: string, token: string, preset: string, width: number, height: number, fps: number, chunk_frames: number, keys: string[], image: string, ice_servers: IceServer[], seq: number|null, names_pictures: boolean|null, watch_token: string|null, spectates: boolean|null }} Welcome
  */
 
 /**
@@ -104,6 +116,7 @@ export function leave() {
 
 /**
  * The session has a slot and begins; POST /whep?session=TOKEN fetches the picture.
+ * `prompt` is "" where the world began with a picture and no words: `scene` says what it was taken for.
  * @typedef {{ type: "live", slot: number, seed: number, prompt: string }} Live
  */
 

@@ -11,6 +11,11 @@ export class Rate {
     this.#marks.push({ at, count });
   }
 
+  /** The world stood still: what was before it does not count. */
+  forget() {
+    this.#marks = [];
+  }
+
   /** @returns {number|null} frames/s in the time up to `at` ms, null where too little was seen to say */
   now(at) {
     this.#marks = this.#marks.filter((mark) => at - mark.at < SPAN_MS);

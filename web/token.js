@@ -31,6 +31,14 @@ export function access() {
   return given ?? attempt(() => sessionStorage.getItem(ACCESS)) ?? undefined;
 }
 
+/**
+ * The token of a link that lets one watch somebody's walk, behind the address as #watch=..., which no server sees.
+ * @returns {string|null} null: one walks oneself
+ */
+export function watched() {
+  return new URLSearchParams(location.hash.slice(1)).get("watch");
+}
+
 /** A browser may forbid storage: then a lost connection begins a new world. */
 function attempt(access) {
   try {

@@ -31,6 +31,13 @@ export function anySeed() {
   return Math.floor(Math.random() * SEEDS);
 }
 
+/** The address with which others watch the session of this `watch_token`. */
+export function addressToWatch(watchToken) {
+  const address = new URL(document.baseURI);
+  [address.search, address.hash] = ["", new URLSearchParams({ watch: watchToken })];
+  return address.href;
+}
+
 export function addressOf({ prompt, seed }) {
   const address = new URL(document.baseURI);
   address.search = new URLSearchParams({ prompt, ...(seed === null ? {} : { seed }) });
