@@ -53,8 +53,8 @@ def test_a_finished_run_goes_on_where_it_ended(run, capsys):
 
 
 def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
-    folder, before = run
-    begun = arguments(tmp_path, "0.01") + ["--begin-with", str(folder / "weights")]
+    folder, _ = run
+    begun = [*arguments(tmp_path, "0.01"), "--begin-with", str(folder / "weights")]
     assert main(begun) == 0
     one, other = (load_tiny("cpu", each / "weights").transformer.state_dict() for each in (folder, tmp_path))
     assert all((one[name] - other[name]).abs().max() < 0.05 for name in one)
