@@ -1,5 +1,6 @@
-"""Whether a process does anything: the processor time that it used lately, as Linux counts it."""
+"""Whether a process does anything, and whether it may: its processor time and its waiting for it, as Linux counts."""
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -17,6 +18,16 @@ def processor_seconds(pid: int) -> float | None:
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def waited_seconds(pid: int) -> float:
+    """How long those of its threads that live have waited for a processor, in all; 0 where that cannot be known."""
+    waited = 0
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError, IndexError):  # a thread may end meanwhile
+                waited += int((thread / "schedstat").read_text().split()[1])
+    return waited / 1e9
 
 
 class Pulse:
@@ -39,6 +50,25 @@ class Pulse:
         since, before = self._looks[0]
         return now - since >= self._span and used - before < IDLE_SHARE * (now - since)
 
-    def forget(self) -> None:
-        """It was heard of: begin anew."""
-        self._looks.clear()
+
+class Silence:
+    """How long a process has said nothing though it could: what a busy machine kept it from does not count.
+
+    To be asked `every` so many seconds. It could not speak while its threads waited for a processor (`waited` is how
+    long they have, in all), nor where the question itself came late, for then the whole machine stood still. All are
+    in seconds.
+    """
+
+    def __init__(self, waited: Callable[[], float], every: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._waited, self._every, self._clock = waited, every, clock
+        self._at, self._before = clock(), waited()
+        self._lost = 0.0
+
+    def counted(self, silent: float) -> float:
+        """What counts of `silent` seconds until now."""
+        now, waited = self._clock(), self._waited()
+        passed, kept = now - self._at, max(0.0, waited - self._before)
+        late = max(0.0, passed - self._every)
+        self._at, self._before = now, waited
+        self._lost = min(self._lost + min(kept + late, passed), silent)
+        return silent - self._lost

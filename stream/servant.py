@@ -113,8 +113,13 @@ class _Begun(NamedTuple):
     at: float
 
 
-def serve(pipe: Connection, parent: int, factory: str, options: dict[str, Any], lead: float) -> None:
-    """The process: build, warm, then step whenever a session is due, until the pipe closes. `lead` is Plan's."""
+def serve(
+    pipe: Connection, parent: int, factory: str, options: dict[str, Any], lead: float, before: World | None
+) -> None:
+    """The process: build, warm, then step whenever a session is due, until the pipe closes.
+
+    `lead` is Plan's; `before` is what the engine before this one said, None for the first.
+    """
     _die_with(parent)
     # The server ends this process by the pipe; a Ctrl-C in its terminal is not meant for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,7 +134,7 @@ def serve(pipe: Connection, parent: int, factory: str, options: dict[str, Any], 
     mouth = _Mouth(pipe)
     try:
         engine = _build(factory, options)
-        world = engine.prewarm(lambda done, total: mouth.send(Progress(done, total)))
+        world = _as_before(engine.prewarm(lambda done, total: mouth.send(Progress(done, total))), before)
         _Servant(mouth, inbox, blocks, engine, Plan(world, lead), world, prompts).run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)
@@ -140,6 +145,14 @@ def serve(pipe: Connection, parent: int, factory: str, options: dict[str, Any], 
 def _build(factory: str, options: dict[str, Any]) -> Engine:
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)(**options)
+
+
+def _as_before(world: World, before: World | None) -> World:
+    """The world with no fewer slots than it had. An engine that is started again may measure a busy machine, and no
+    viewer who was let in is to wait for that."""
+    if before is None or before.slots <= world.slots:
+        return world
+    return dataclasses.replace(world, slots=before.slots, limit=before.limit)
 
 
 def _confess(mouth: _Mouth, error: Exception, prompts: Prompts) -> NoReturn:

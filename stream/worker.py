@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.chunk import Chunk, Ended
+from pipeline.chunk import Chunk, Ended, World
 from stream.logbook import Logbook, mapped
 from stream.orders import (
     Close,
@@ -51,7 +51,7 @@ from stream.orders import (
     Snapshot,
     Steer,
 )
-from stream.pulse import Pulse, processor_seconds
+from stream.pulse import Pulse, Silence, processor_seconds, waited_seconds
 from stream.schedule import LEAD_SECONDS, Plan, first_frame
 from stream.servant import RESUME_WINDOWS, serve
 
@@ -80,7 +80,10 @@ log = logging.getLogger(__name__)
 
 HANG_SECONDS, HANG_CHUNKS = 1.5, 5
 """An engine that owes a chunk of a session whose last one came without trouble, and says nothing for this long, or
-for so many times its measured chunk if that is more, is taken for dead; also one that does nothing meanwhile."""
+for so many times its measured chunk if that is more, is taken for dead; also one that does nothing meanwhile. Time in
+which it waits for a processor does not count: where others keep the machine busy, a sound engine is slow."""
+LONGEST_WAITS = 10
+"""It is taken for dead after so many times as long, however busy the machine is."""
 PATIENCE_SECONDS = 20.0
 """It has so long for what takes an unknown time, such as a new prompt, while it is at work. Loading has no limit, for a
 large model may compile for many minutes."""
@@ -107,6 +110,7 @@ class Worker:
         lead: float = LEAD_SECONDS,
     ) -> None:
         self._arguments = (factory, dict(options), lead)
+        self._world: World | None = None
         self._deliver, self._hang_seconds = deliver, hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._stopping = threading.Event()
@@ -164,7 +168,7 @@ class Worker:
     def _live_once(self) -> tuple[Died, float | None]:
         """Start one process and hand on its events until it is gone; how it ended, and the seconds for which it was
         ready, None for never."""
-        run = _Run(self._context, self._arguments)
+        run = _Run(self._context, (*self._arguments, self._world))
         with self._lock:
             self._run = run
         if self._stopping.is_set():
@@ -182,6 +186,8 @@ class Worker:
         return Died(reason, self._been_ready, failed.ours if failed else True, run.at_work), run.ready_seconds
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._world = event.world
         if not self._stopping.is_set():
             self._deliver(event)
 
@@ -189,8 +195,8 @@ class Worker:
 class _Run:
     """One life of the engine's process."""
 
-    def __init__(self, context: Any, arguments: tuple[str, dict[str, Any], float]) -> None:
-        """`arguments` are the engine's factory, its options, and the lead."""
+    def __init__(self, context: Any, arguments: tuple[str, dict[str, Any], float, World | None]) -> None:
+        """`arguments` are the engine's factory, its options, the lead, and what the engine before this one said."""
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, os.getpid(), *arguments), name="chunkcast-engine")
         self.process.start()
@@ -228,8 +234,9 @@ class _Run:
             while True:
                 quick = max(hang_seconds, HANG_CHUNKS * self._chunk_seconds)
                 pulse = Pulse(lambda: processor_seconds(pid), quick)
+                silence = Silence(lambda: waited_seconds(pid), LOOK_SECONDS)
                 while not self._pipe.poll(LOOK_SECONDS):
-                    if reason := self._hangs(quick, pulse):
+                    if reason := self._hangs(quick, pulse, silence):
                         self.process.kill()
                         return Failed(reason, ours=True)
                 try:
@@ -241,13 +248,15 @@ class _Run:
                 handle(self._received(event))
         return None
 
-    def _hangs(self, quick: float, pulse: Pulse) -> str | None:
+    def _hangs(self, quick: float, pulse: Pulse, silence: Silence) -> str | None:
         """Why the engine is taken for dead, None while it is not. To be asked every LOOK_SECONDS while it is silent."""
         stands_still, silent = pulse.stands_still(), self._owed.seconds()
+        counted = silence.counted(silent)
         patience = quick if self._owed.is_routine else max(PATIENCE_SECONDS, 2 * quick)
-        if silent > patience + 2 * self._chunk_seconds * self._owed.replayed:
+        patience += 2 * self._chunk_seconds * self._owed.replayed
+        if counted > patience or silent > LONGEST_WAITS * patience:
             return f"the engine did not answer for {silent:.0f} seconds"
-        if silent > quick and stands_still:
+        if counted > quick and stands_still:
             return f"the engine did nothing for {silent:.0f} seconds"
         return None
 
