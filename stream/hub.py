@@ -170,7 +170,7 @@ class Hub:
     def spectate(self, watch_token: str, hear: Hear) -> Spectator:
         """One who watches the session of this link. ValueError with a sentence when there is none, or too many do."""
         asked = watch_token.encode("utf-8", "surrogatepass")
-        viewers = self._viewers.values()
+        viewers = [viewer for viewer in self._viewers.values() if viewer.session.state is not State.PARKED]
         viewer = next((each for each in viewers if hmac.compare_digest(each.session.watch_token.encode(), asked)), None)
         if viewer is None or self.world is None or self._closing is not None:
             raise ValueError(UNKNOWN)

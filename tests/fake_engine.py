@@ -5,6 +5,7 @@ import io
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -197,3 +198,11 @@ def corner(picture):
 def build(**options):
     """The factory that a Worker is given: "fake_engine:build"."""
     return FakeEngine(**options)
+
+
+def build_fewer(starts, slots):
+    """Each start finds a slot less, as on a machine that grows busy; the file `starts` counts them."""
+    counted = Path(starts)
+    before = len(counted.read_text()) if counted.exists() else 0
+    counted.write_text("x" * (before + 1))
+    return FakeEngine(slots - before)

@@ -88,6 +88,14 @@ def test_no_more_may_watch_than_is_said_and_who_goes_makes_room(hub):
     assert page.viewer.session.slot == 0, "and the viewer's session stays"
 
 
+def test_a_walk_that_is_being_put_away_has_no_one_to_watch(hub):
+    page = Page(hub)
+    page.says(protocol.Park())
+    assert page.viewer.session.awaits_data, "it is here until the engine has given what it was"
+    with pytest.raises(ValueError, match="There is no one to watch here"):
+        spectate(hub, page)
+
+
 def test_a_walk_that_is_over_or_put_away_is_over_for_those_who_watch(hub):
     leaves, parks = Page(hub), Page(hub)
     (gone, heard_gone), (kept, heard_kept) = spectate(hub, leaves), spectate(hub, parks)

@@ -687,7 +687,8 @@ def happen_to(page, hub, engine, drawer, event, seq):
         del engine.open[viewer.session.engine_name]
         hub.happen(Ended(viewer.session.engine_name, "broken"))
     elif event == "spectate" and here and len(viewer.audience) < SPECTATORS:
-        hub.spectate(viewer.session.watch_token, lambda message: None)
+        with contextlib.suppress(ValueError):  # it is being put away
+            hub.spectate(viewer.session.watch_token, lambda message: None)
     elif event == "spectator leaves" and viewer.audience:
         hub.dismiss(viewer.audience[0])
     elif event == "watch" and viewer.pacer and len(viewer.pacer):

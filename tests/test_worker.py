@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stream.worker
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from stream.logbook import LOGBOOK_BYTES, Logbook
 from stream.orders import (
@@ -120,9 +121,9 @@ def test_an_engine_that_makes_a_past_once_more_is_given_time_for_it(clock):
 class Harness:
     """A worker with the fake engine, and its events in order."""
 
-    def __init__(self, **options):
+    def __init__(self, factory="build", **options):
         self.events = queue.Queue()
-        self.worker = Worker("fake_engine:build", options, self.events.put)
+        self.worker = Worker(f"fake_engine:{factory}", options, self.events.put)
         self.worker.start()
 
     def next(self, kind, seconds=10.0):
@@ -141,8 +142,8 @@ class Harness:
 def harness():
     made = []
 
-    def start(**options):
-        made.append(Harness(**options))
+    def start(*factory, **options):
+        made.append(Harness(*factory, **options))
         return made[-1]
 
     yield start
@@ -297,6 +298,29 @@ def test_an_engine_whose_next_chunk_does_not_come_is_noticed_within_two_seconds_
     one.worker.send(Grant("a", 24))
     assert "did not answer" in one.next(Died).reason
     assert time.monotonic() - began < 2.2
+
+
+def test_an_engine_that_waits_for_a_processor_is_not_taken_for_dead(harness, monkeypatch):
+    one = harness(spin_at=5)
+    one.next(Ready)
+    one.open("a", "red", grant=20)
+    for _ in range(5):
+        one.next(Chunk)
+    began = time.monotonic()
+    # As a machine counts that gives it a third of a processor.
+    monkeypatch.setattr(stream.worker, "waited_seconds", lambda pid: 2 / 3 * (time.monotonic() - began))
+    one.worker.send(Grant("a", 24))
+    assert "did not answer" in one.next(Died).reason
+    assert time.monotonic() - began > 4
+
+
+def test_an_engine_that_is_started_again_has_as_many_slots_as_before(harness, tmp_path):
+    one = harness("build_fewer", starts=str(tmp_path / "starts"), slots=3)
+    assert one.next(Ready).world.slots == 3
+    for _ in range(2):
+        os.kill(one.worker.pid, signal.SIGKILL)
+        again = one.next(Ready)
+        assert again.world.slots == 3 and again.blocks == 4
 
 
 def test_an_engine_at_work_on_a_new_prompt_is_given_time(harness):
