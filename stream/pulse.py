@@ -61,14 +61,15 @@ class Silence:
 
     def __init__(self, waited: Callable[[], float], every: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._waited, self._every, self._clock = waited, every, clock
-        self._at, self._before = clock(), waited()
-        self._lost = 0.0
+        self._at, self._lost = clock(), 0.0
+        self._before: float | None = None  # it is made for every silence, and most are short
 
     def counted(self, silent: float) -> float:
         """What counts of `silent` seconds until now."""
         now, waited = self._clock(), self._waited()
-        passed, kept = now - self._at, max(0.0, waited - self._before)
-        late = max(0.0, passed - self._every)
+        before = waited if self._before is None else self._before
+        passed, kept = now - self._at, max(0.0, waited - before)
+        late = max(0.0, passed - 2 * self._every)  # a busy server of ours may be late by a little
+        self._lost = min(self._lost + min(late + kept, passed), silent)
         self._at, self._before = now, waited
-        self._lost = min(self._lost + min(kept + late, passed), silent)
         return silent - self._lost
