@@ -160,19 +160,20 @@ SHELF_CHUNKS = 64
 
 
 class Shelf:
-    """Where latents are kept, so many chunks in one piece of memory.
+    """Where latents are kept, `chunks` of them in one piece of memory.
 
     One by one they would lie between what comes and goes with each chunk, and hold all of it: the C library can give a
     piece of memory back only where nothing behind it is in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunks: int = SHELF_CHUNKS) -> None:
+        self._chunks = chunks
         self._free: list[Tensor] = []
 
     def put(self, latents: Tensor) -> Tensor:
         """A copy that stays."""
         if not self._free:
-            self._free = list(latents.new_empty(SHELF_CHUNKS, *latents.shape).unbind())
+            self._free = list(latents.new_empty(self._chunks, *latents.shape).unbind())
         kept = self._free.pop()
         kept.copy_(latents)
         return kept
@@ -190,7 +191,7 @@ class History:
         self._sink_chunks = sink_chunks
         self._first: list[Made] = []
         self._newest: deque[Made] = deque(maxlen=kept)
-        self._shelf = Shelf()
+        self._shelf = Shelf(min(SHELF_CHUNKS, kept))  # large latents are few, and an unfilled piece is lost memory
 
     @property
     def oldest(self) -> int:

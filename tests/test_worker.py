@@ -33,6 +33,7 @@ from stream.orders import (
     Snapshot,
     Steer,
 )
+from stream.pulse import waited_seconds
 from stream.worker import Worker, _Owed
 
 
@@ -288,16 +289,19 @@ def test_an_engine_that_hangs_over_a_prompt_is_noticed_within_two_seconds_and_re
     one.next(Ready)
 
 
-def test_an_engine_whose_next_chunk_does_not_come_is_noticed_within_two_seconds_though_it_is_busy(harness):
+def test_an_engine_whose_next_chunk_does_not_come_is_noticed_within_two_seconds_though_it_is_busy(harness, monkeypatch):
+    waited = []
+    monkeypatch.setattr(stream.worker, "waited_seconds", lambda pid: waited.append(waited_seconds(pid)) or waited[-1])
     one = harness(spin_at=5)
     one.next(Ready)
     one.open("a", "red", grant=20)
     for _ in range(5):
         one.next(Chunk)
     began = time.monotonic()
+    waited.clear()
     one.worker.send(Grant("a", 24))
     assert "did not answer" in one.next(Died).reason
-    assert time.monotonic() - began < 2.2
+    assert time.monotonic() - began - (waited[-1] - waited[0]) < 2.2  # but for what a busy machine kept it from
 
 
 def test_an_engine_that_waits_for_a_processor_is_not_taken_for_dead(harness, monkeypatch):
