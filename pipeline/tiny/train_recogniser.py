@@ -26,7 +26,7 @@ def train_recogniser(
     recogniser.load_state_dict(trainee.average.state_dict())
     right = _recognised(recogniser.eval().requires_grad_(False), vae, plan, shots.pose.device)
     print(f"recogniser: held out {right}", flush=True)
-    return right | {"recogniser_steps": trainee.steps}
+    return right | {"recogniser_steps": trainee.steps, "recogniser_minutes": progress.elapsed}
 
 
 def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, shots: Shots, plan: Plan) -> None:
