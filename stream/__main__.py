@@ -545,9 +545,18 @@ def _resumed(options: argparse.Namespace) -> Session:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from pipeline.tiny.train import main as train
+    """A whole training ends with what it is worth, in a checkout: the package has no benchmarks."""
+    import importlib.util
+    import subprocess
 
-    return train(options.arguments) or 0
+    from pipeline.tiny.train import main as train
+    from pipeline.tiny.train import to_be_judged
+
+    status, weights = train(options.arguments), to_be_judged(options.arguments)
+    if status or weights is None or importlib.util.find_spec("benchmarks") is None:
+        return status
+    command = [sys.executable, "-m", "benchmarks.tiny_world", "--weights", str(weights)]
+    return subprocess.run(command, check=False).returncode
 
 
 def _presets(options: argparse.Namespace) -> int:

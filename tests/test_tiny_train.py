@@ -7,7 +7,7 @@ import torch
 from pipeline.presets import find_preset
 from pipeline.tiny.load import FILES, load_tiny, make_tiny
 from pipeline.tiny.plan import PLANS
-from pipeline.tiny.train import MINUTES, main
+from pipeline.tiny.train import MINUTES, main, to_be_judged
 from pipeline.tiny.train_transformer import Objective
 from pipeline.tiny.trainee import Trainee
 
@@ -45,7 +45,7 @@ def test_a_run_says_how_it_was_made_and_what_it_reached(run):
 
 def test_a_finished_run_goes_on_where_it_ended(run, capsys):
     folder, before = run
-    spent = max(before[f"{part}_minutes"] for part in ("vae", "recogniser", "transformer", "decoder"))
+    spent = max(before[f"{part}_minutes"] for part in ("vae", "transformer", "decoder"))
     assert main(arguments(folder, f"{spent + 0.02:.2f}")) == 0
     after = json.loads((folder / "result.json").read_text())
     assert after["vae_steps"] > before["vae_steps"]
@@ -72,6 +72,12 @@ def test_the_loss_of_one_batch_falls(tmp_path):
         trainee.update(loss)
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_only_a_whole_training_is_judged_at_its_end(tmp_path):
+    assert to_be_judged(["--out", str(tmp_path)]) == tmp_path / "weights"
+    assert to_be_judged(["--out", str(tmp_path), "--no-benchmark"]) is None
+    assert to_be_judged(arguments(tmp_path, "1")) is None
 
 
 def test_a_missing_part_is_named(run, tmp_path):

@@ -55,6 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     return 130 if stop.asked else 0
 
 
+def to_be_judged(argv: list[str]) -> Path | None:
+    """The weights of a training with these arguments, which benchmarks.tiny_world should see; None for a small one."""
+    options = _parser().parse_args(argv)
+    return Path(options.out) / "weights" if options.size == "full" and options.benchmark else None
+
+
 def _train(
     world: TinyWorld, plan: Plan, folder: Path, device: torch.device, stop: Stop, draw_device: str | None
 ) -> tuple[TinyWorld, dict[str, float]]:
@@ -83,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--draw-device", help="a second GPU that draws while the first one trains, such as cuda:1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--no-benchmark",
+        dest="benchmark",
+        action="store_false",
+        help="do not end with benchmarks.tiny_world, which takes as long again",
+    )
     parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
 
