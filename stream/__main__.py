@@ -101,6 +101,12 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="one kernel for all attention, such as cudnn, for the same bits in every process; `chunkcast doctor` "
         "lists them (default: for each shape the quickest, as timed on a GPU)",
     )
+    parser.add_argument(
+        "--context-pass",
+        choices=["exact", "reuse"],
+        help="reuse: remember a chunk as its last denoising pass saw it, which saves one pass a chunk and changes what is "
+        "made (default: exact)",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
 
@@ -348,7 +354,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision", "vae_precision", "attention")  # fmt: skip
+             "precision", "vae_precision", "attention", "context_pass")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
