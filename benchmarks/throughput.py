@@ -50,12 +50,13 @@ class Way(NamedTuple):
     overlap: bool = True
     attention: str = "auto"
     context: str = "exact"
+    graphs: bool = False
 
     def __str__(self) -> str:
         """Such as "bf16, turns", and what else is not as it comes."""
         words = {"vae": self.vae, "attention": self.attention, "context": self.context}
         more = [f"{name} {value}" for name, value in words.items() if value != self._field_defaults[name]]
-        more += [] if self.overlap else ["no overlap"]
+        more += ["no overlap"] * (not self.overlap) + ["graphs"] * self.graphs
         return ", ".join([f"{self.precision}{' eager' if self.eager else ''}", self.schedule, *more])
 
     @classmethod
@@ -126,6 +127,7 @@ def measure_way(
         options.preset, options.weights, slots=max(counts), device=options.device, schedule=way.schedule,
         context=options.context, precision=way.precision, fuse=False if way.eager else None, vae_precision=way.vae,
         overlap=way.overlap, attention=way.attention, context_pass=way.context,
+        graphs=way.graphs,
     )  # fmt: skip
     if way.schedule == "auto":
         engine.prewarm()
@@ -192,9 +194,7 @@ def closeness(clip: Clip, reference: Clip) -> dict[str, float]:
     }
 
 
-def closeness_of(
-    found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
-) -> tuple[float, float]:
+def closeness_of(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """Of latents and frames: relative error and decibels, as in closeness()."""
     return _relative(found[0], expected[0]), _psnr(found[1], expected[1])
 
@@ -374,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--way", action="append", metavar="WORDS",
         help="a way by itself, in place of all that the options make of precision, schedule and VAE: words such as "
-        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn context=reuse eager=yes'; repeat it for more",
+        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn context=reuse graphs=yes'; may be repeated",
     )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="also the transformer that is neither fused nor compiled")
     parser.add_argument("--frames", type=int, default=CLIP_FRAMES, help="of the clip (default: 81)")

@@ -104,8 +104,14 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context-pass",
         choices=["exact", "reuse"],
-        help="reuse: remember a chunk as its last denoising pass saw it, which saves one pass a chunk and changes what is "
-        "made (default: exact)",
+        help="reuse: remember a chunk as its last denoising pass saw it, which saves one pass a chunk and changes what "
+        "is made (default: exact)",
+    )
+    parser.add_argument(
+        "--graphs",
+        action="store_true",
+        default=None,
+        help="on a GPU run whole passes as CUDA graphs once a window is full: the same pictures, more memory",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
@@ -354,7 +360,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision", "vae_precision", "attention", "context_pass")  # fmt: skip
+             "precision", "vae_precision", "attention", "context_pass", "graphs")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
