@@ -83,18 +83,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         choices=["rebuild", "swap"],
         help="whether a new prompt has the model's memory written anew under it (default: the preset's own choice)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=["bf16", "fp8"],
-        help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
-        "(default: bf16)",
-    )
-    parser.add_argument(
-        "--vae-precision",
-        choices=["exact", "bf16", "fp16", "rows"],
-        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
-        "(default: exact)",
-    )
+    _add_precision_options(parser)
     parser.add_argument(
         "--attention",
         metavar="NAME",
@@ -114,6 +103,21 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="on a GPU run whole passes as CUDA graphs once a window is full: the same pictures, more memory",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp8"],
+        help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
+        "(default: bf16)",
+    )
+    parser.add_argument(
+        "--vae-precision",
+        choices=["exact", "bf16", "fp16", "rows"],
+        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
+        "(default: exact)",
+    )
 
 
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +257,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="also say whether this model fits (`chunkcast presets` lists them)")
     _add_weights_options(parser)
+    _add_precision_options(parser)
     parser.set_defaults(run=_doctor)
 
 
@@ -550,7 +555,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from pipeline.doctor import examine
     from stream.codec import missing_encoders
 
-    report = examine(options.preset, options.weights, options.parts, options.lora, missing_encoders())
+    precisions = (options.precision or "bf16", options.vae_precision or "exact")
+    places = (options.weights, options.parts, options.lora)
+    report = examine(options.preset, *places, missing_encoders(), *precisions)
     print(report)
     return 0 if report.fine else 1
 

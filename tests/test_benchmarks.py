@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
-from benchmarks import attention, context_pass, growth, keeping, load, machine, throughput
+from benchmarks import attention, context_pass, growth, keeping, load, machine, start, throughput
 from pipeline.presets import find_preset
 
 
@@ -72,11 +72,18 @@ def test_attention_is_measured_by_length_up_to_the_window(capsys):
     assert all(row["taken"] == "sdpa" and row["backends"]["sdpa"]["tflops"] > 0 for row in result["rows"])
 
 
-def test_the_context_pass_benchmark_finds_a_first_chunk_alike_and_later_ones_near(capsys):
+def test_the_context_pass_benchmark_finds_a_first_chunk_alike_and_later_ones_near(capsys, monkeypatch):
+    monkeypatch.setattr(context_pass, "PROMPTS", context_pass.PROMPTS[:1])
     assert context_pass.main(["--chunks", "3"]) == 0
     first, second, third = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert first["latent_error"] == 0 < second["latent_error"] < 0.5 and third["chunks"] == [3, 3]
     assert first["from_renderer_reuse"] == first["from_renderer_exact"]
+
+
+def test_start_counts_from_the_process_to_ready(capsys):
+    assert start.main(["--starts", "1", "--slots", "1", "--device", "cpu"]) == 0
+    (one,) = json.loads(capsys.readouterr().out.splitlines()[-1])["starts"]
+    assert 0 < one["imported_seconds"] < one["loaded_seconds"] < one["ready_seconds"] and one["copy_seconds"] > 0
 
 
 def test_a_result_names_its_commit_and_machine():
