@@ -121,12 +121,12 @@ def _run(engine: Engine, seed: int, prompt: str, new: str | None, chunks: int) -
 
 def _trace(renderer: Renderer, seed: int, frames: list[np.ndarray], old: str, new: str, skip: int = 0) -> Trace:
     """`frames` are those of the chunks from BEFORE + skip on."""
-    poses = _poses(seed, BEFORE + skip + len(frames))[BEFORE + skip :]
+    walked = poses(seed, BEFORE + skip + len(frames))[BEFORE + skip :]
     pictures = torch.stack([torch.from_numpy(frame).movedim(-1, 0) / 255 for frame in frames])
-    return Trace(*(_distances(renderer, pictures, poses, prompt) for prompt in (new, old)))
+    return Trace(*(distances(renderer, pictures, walked, prompt) for prompt in (new, old)))
 
 
-def _distances(renderer: Renderer, pictures: torch.Tensor, poses: list[camera.Pose], prompt: str) -> list[float]:
+def distances(renderer: Renderer, pictures: torch.Tensor, poses: list[camera.Pose], prompt: str) -> list[float]:
     count = len(poses)
     drawn = renderer.render(
         torch.tensor(poses, dtype=torch.float32),
@@ -140,7 +140,7 @@ def _distances(renderer: Renderer, pictures: torch.Tensor, poses: list[camera.Po
     return gap.abs().mean(dim=(1, 2, 3)).tolist()
 
 
-def _poses(seed: int, chunks: int) -> list[camera.Pose]:
+def poses(seed: int, chunks: int) -> list[camera.Pose]:
     """Where the viewer stands in the last frame of each chunk."""
     pose, found = starting_pose(PRESET, seed), []
     for _ in range(chunks):

@@ -49,12 +49,14 @@ class Way(NamedTuple):
     vae: str = "exact"
     overlap: bool = True
     attention: str = "auto"
+    context: str = "exact"
+    graphs: bool = False
 
     def __str__(self) -> str:
         """Such as "bf16, turns", and what else is not as it comes."""
-        more = [f"{name} {value}" for name, value in (("vae", self.vae), ("attention", self.attention))]
-        more = [each for each in more if each not in ("vae exact", "attention auto")]
-        more += [] if self.overlap else ["no overlap"]
+        words = {"vae": self.vae, "attention": self.attention, "context": self.context}
+        more = [f"{name} {value}" for name, value in words.items() if value != self._field_defaults[name]]
+        more += ["no overlap"] * (not self.overlap) + ["graphs"] * self.graphs
         return ", ".join([f"{self.precision}{' eager' if self.eager else ''}", self.schedule, *more])
 
     @classmethod
@@ -124,7 +126,8 @@ def measure_way(
     engine = build(
         options.preset, options.weights, slots=max(counts), device=options.device, schedule=way.schedule,
         context=options.context, precision=way.precision, fuse=False if way.eager else None, vae_precision=way.vae,
-        overlap=way.overlap, attention=way.attention,
+        overlap=way.overlap, attention=way.attention, context_pass=way.context,
+        graphs=way.graphs,
     )  # fmt: skip
     if way.schedule == "auto":
         engine.prewarm()
@@ -189,6 +192,11 @@ def closeness(clip: Clip, reference: Clip) -> dict[str, float]:
         "psnr_first": _psnr(clip.frames[:first], reference.frames[:first]),
         "psnr": _psnr(clip.frames, reference.frames),
     }
+
+
+def closeness_of(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Of latents and frames: relative error and decibels, as in closeness()."""
+    return _relative(found[0], expected[0]), _psnr(found[1], expected[1])
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -330,7 +338,7 @@ def floor_seconds(engine: Engine, ceilings: dict[str, float]) -> float:
     preset, config = engine.preset, engine.preset.transformer
     tokens = preset.token_grid[0] * preset.token_grid[1] * preset.chunk
     window = preset.token_grid[0] * preset.token_grid[1] * engine.window_chunks * preset.chunk
-    passes = len(preset.steps) + 1
+    passes = engine.passes
     linears = passes * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)
     camera = 4 * config.dim**2 if config.camera_channels else 0
     products = 2 * tokens * config.layers * (linears + camera)
@@ -366,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--way", action="append", metavar="WORDS",
         help="a way by itself, in place of all that the options make of precision, schedule and VAE: words such as "
-        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn eager=yes'; repeat it for several",
+        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn context=reuse graphs=yes'; may be repeated",
     )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="also the transformer that is neither fused nor compiled")
     parser.add_argument("--frames", type=int, default=CLIP_FRAMES, help="of the clip (default: 81)")

@@ -165,6 +165,11 @@ def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor,
     """
     if not source.rows.is_cuda:
         return _convolve_plainly(source, taps, then, count, table.tolist())
+    return _launch(source, taps, then, count, table, tile)
+
+
+def _launch(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, tile: Tile) -> None:
+    """convolve() in a kernel."""
     plane, made = source.plane, (then.kept or then.normed)
     span = taps.weights.shape[1] // (taps.frames * taps.lines)
     channels = made.channels
@@ -363,6 +368,92 @@ if triton is not None:
         tl.store(normed + places, value.to(normed.dtype.element_ty), mask=written[:, None] & real[None, :])
 
     @triton.jit
+    def _multiply(
+        rows, first_part, second_part, table, number, base, pixels, stride, weight,
+        FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
+        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
+    ):  # fmt: skip
+        """The products of a block's rows, summed: its FIRST outputs, then the MORE others (without any the first)."""
+        oldest = base + tl.load(table + number) * pixels
+        middle = oldest
+        newest = oldest
+        if FRAMES == 3:
+            middle = base + tl.load(table + number + 1) * pixels
+            newest = base + tl.load(table + number + 2) * pixels
+        total = tl.zeros((ROWS, FIRST), dtype=tl.float32)
+        other = total
+        if MORE:
+            other = tl.zeros((ROWS, MORE), dtype=tl.float32)
+        for step in range(FRAMES * LINES * SPAN):
+            line = step // SPAN
+            start = tl.where(line < LINES, oldest, tl.where(line < 2 * LINES, middle, newest))
+            a = rows.load([start + (line % LINES) * stride, (step % SPAN) * DEPTH])
+            total = tl.dot(a, first_part.load([weight, step * DEPTH]).T, total)
+            if MORE:
+                other = tl.dot(a, second_part.load([weight + FIRST, step * DEPTH]).T, other)
+        return total, other
+
+    @triton.jit
+    def _place(row, pixels, stride, height, width, down, right, out_stride, out_lead, PHASES: tl.constexpr):
+        """Where a row's result lies on its plane, whether it is a pixel's, and whether it is written at all."""
+        line, column = row // stride, row % stride
+        valid = (line < height) & (column < width)
+        if PHASES == 4:
+            place = ((2 * line + down) * out_stride + 2 * column + right).to(tl.int64)
+            written = valid
+        else:
+            place = row.to(tl.int64)
+            written = row < pixels
+        return place + out_lead, valid, written
+
+    @triton.jit
+    def _in_picture(place, table, entry, pixels):
+        """The place within the picture that the table names."""
+        return place + tl.load(table + entry).to(tl.int64) * pixels
+
+    @triton.jit
+    def _norm_both(
+        total, other, scale, normed, at, channel, channel_more, width, written, MORE: tl.constexpr
+    ):  # fmt: skip
+        """Both parts of a row are normed by the length of the whole."""
+        square = tl.sum(total * total, axis=1)
+        if MORE:
+            square += tl.sum(other * other, axis=1)
+        length = tl.maximum(tl.sqrt(square), 1e-12)
+        _store_normed(total, length, scale, normed, at, channel, width, written)
+        if MORE:
+            _store_normed(other, length, scale, normed, at, channel_more, width, written)
+
+    @triton.jit
+    def _finish(
+        total, other, output, more, bias, scale, residual, kept, normed, table, number, place, valid, written,
+        out_pixels, channels, half, residual_at, kept_at, normed_at,
+        MORE: tl.constexpr, RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr, PAIRS: tl.constexpr,
+    ):  # fmt: skip
+        """What becomes of the sums, see Then."""
+        at_residual = place
+        at_kept = place
+        if RESIDUAL:
+            at_residual = _in_picture(place, table, residual_at + number, out_pixels)
+        if KEPT:
+            picture = number * 2 + half if PAIRS else number
+            at_kept = _in_picture(place, table, kept_at + picture, out_pixels)
+        channel = output - half * channels
+        channel_more = more - half * channels
+        total = _complete(
+            total, output, bias, residual, kept, at_residual, at_kept, channel, channels, valid, written,
+            RESIDUAL, KEPT,
+        )  # fmt: skip
+        if MORE:
+            other = _complete(
+                other, more, bias, residual, kept, at_residual, at_kept, channel_more, channels, valid, written,
+                RESIDUAL, KEPT,
+            )  # fmt: skip
+        if NORMED:
+            at = _in_picture(place, table, normed_at + number, out_pixels)
+            _norm_both(total, other, scale, normed, at, channel, channel_more, channels, written, MORE)
+
+    @triton.jit
     def _convolve(
         rows, first_part, second_part, table, bias, scale, residual, kept, normed,
         pixels, stride, lead, height, width, out_pixels, out_stride, out_lead,
@@ -378,62 +469,19 @@ if triton is not None:
         first_row = tl.program_id(1) * ROWS
         number = tl.program_id(2)
         first_output = block * (FIRST + MORE)
-        weight = phase * outputs + first_output
         base = lead + first_row + (down - UP) * stride + right - LEFT
-        oldest = base + tl.load(table + number) * pixels
-        middle = oldest
-        newest = oldest
-        if FRAMES == 3:
-            middle = base + tl.load(table + number + 1) * pixels
-            newest = base + tl.load(table + number + 2) * pixels
-        total = tl.zeros((ROWS, FIRST), dtype=tl.float32)
-        if MORE:
-            other = tl.zeros((ROWS, MORE), dtype=tl.float32)
-        for step in range(FRAMES * LINES * SPAN):
-            line = step // SPAN
-            start = tl.where(line < LINES, oldest, tl.where(line < 2 * LINES, middle, newest))
-            a = rows.load([start + (line % LINES) * stride, (step % SPAN) * DEPTH])
-            total = tl.dot(a, first_part.load([weight, step * DEPTH]).T, total)
-            if MORE:
-                other = tl.dot(a, second_part.load([weight + FIRST, step * DEPTH]).T, other)
-
-        row = first_row + tl.arange(0, ROWS)
-        line, column = row // stride, row % stride
-        valid = (line < height) & (column < width)
-        if PHASES == 4:
-            place = ((2 * line + down) * out_stride + 2 * column + right).to(tl.int64)
-            written = valid
-        else:
-            place = row.to(tl.int64)
-            written = row < pixels
-        place += out_lead
-        half = first_output // channels if PAIRS else 0
-        at_residual = place
-        at_kept = place
-        if RESIDUAL:
-            at_residual = place + tl.load(table + residual_at + number).to(tl.int64) * out_pixels
-        if KEPT:
-            picture = number * 2 + half if PAIRS else number
-            at_kept = place + tl.load(table + kept_at + picture).to(tl.int64) * out_pixels
-        output = first_output + tl.arange(0, FIRST)
-        channel = output - half * channels
-        total = _complete(
-            total, output, bias, residual, kept, at_residual, at_kept, channel, channels, valid, written,
-            RESIDUAL, KEPT,
+        total, other = _multiply(
+            rows, first_part, second_part, table, number, base, pixels, stride, phase * outputs + first_output,
+            FRAMES, LINES, SPAN, ROWS, FIRST, MORE, DEPTH,
         )  # fmt: skip
+        row = first_row + tl.arange(0, ROWS)
+        place, valid, written = _place(row, pixels, stride, height, width, down, right, out_stride, out_lead, PHASES)
+        half = first_output // channels if PAIRS else 0
+        output = first_output + tl.arange(0, FIRST)
+        more = output
         if MORE:
-            output_more = first_output + FIRST + tl.arange(0, MORE)
-            channel_more = output_more - half * channels
-            other = _complete(
-                other, output_more, bias, residual, kept, at_residual, at_kept, channel_more, channels, valid, written,
-                RESIDUAL, KEPT,
-            )  # fmt: skip
-        if NORMED:
-            at = place + tl.load(table + normed_at + number).to(tl.int64) * out_pixels
-            square = tl.sum(total * total, axis=1)
-            if MORE:
-                square += tl.sum(other * other, axis=1)
-            length = tl.maximum(tl.sqrt(square), 1e-12)
-            _store_normed(total, length, scale, normed, at, channel, channels, written)
-            if MORE:
-                _store_normed(other, length, scale, normed, at, channel_more, channels, written)
+            more = first_output + FIRST + tl.arange(0, MORE)
+        _finish(
+            total, other, output, more, bias, scale, residual, kept, normed, table, number, place, valid, written,
+            out_pixels, channels, half, residual_at, kept_at, normed_at, MORE, RESIDUAL, KEPT, NORMED, PAIRS,
+        )  # fmt: skip

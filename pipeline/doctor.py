@@ -29,7 +29,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.engine import GLOBAL_CONTEXT
 from pipeline.load import RANDOM
-from pipeline.presets import PRESETS, Preset, find_preset
+from pipeline.presets import PRESETS, Preset, at_precision, find_preset
 from pipeline.tiny import load as tiny
 
 LONGEST_REASON = 400
@@ -72,21 +72,24 @@ def examine(
     parts: str | None,
     lora: str | None,
     missing_encoders: Mapping[str, str | None],
+    precision: str = "bf16",
+    vae_precision: str = "exact",
 ) -> Report:
     """The options are those of the command line; `missing_encoders` has for each codec why it cannot be encoded.
 
-    Raises ValueError for a preset that does not exist, and for parts without weights.
+    Raises ValueError for a preset that does not exist, for parts without weights and for a precision that cannot be.
     """
     if weights is None and (parts or lora):
         raise ValueError("--parts and --lora go with --weights")
-    found = None if preset is None else find_preset(preset)
+    found = None if preset is None else at_precision(find_preset(preset), precision)
+    needed = None if found is None else memory.needs(found, GLOBAL_CONTEXT, vae_precision=vae_precision)
     report = Report()
     report.sections["This machine"] = list(_machine())
     report.sections["Attention"] = list(_attention())
     report.sections["Linears"] = [_fp8()]
     report.sections["Codecs"] = list(_codecs(missing_encoders))
-    if found is not None:
-        report.sections[f"Memory for {found.name}"] = list(_memory(found))
+    if needed is not None:
+        report.sections[f"Memory for {found.name}"] = [_fit(needed.total(slots), slots) for slots in (1, 2)]
     if weights is not None or found is not None:
         heading = "Weights" if weights is None else f"Weights {weights}"
         report.sections[heading] = list(_weights(found, weights, parts, lora))
@@ -125,12 +128,6 @@ def _codecs(missing_encoders: Mapping[str, str | None]) -> Iterator[Finding]:
     none = all(missing_encoders.values())  # then no browser can be served
     for codec, missing in missing_encoders.items():
         yield Finding((BAD if none else LACK) if missing else OK, codec, missing or "")
-
-
-def _memory(preset: Preset) -> Iterator[Finding]:
-    need = memory.needs(preset, GLOBAL_CONTEXT)
-    for slots in (1, 2):
-        yield _fit(need.total(slots), slots)
 
 
 def _fit(need: float, slots: int) -> Finding:

@@ -25,6 +25,7 @@ from pipeline.conditioning import ImageConditioning, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
 from pipeline.device import to_device
+from pipeline.graphs import Passes
 from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
@@ -40,6 +41,7 @@ from pipeline.transformer import CameraTerms, TextTerms
 from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
+CONTEXT_PASSES = ("exact", "reuse")
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
@@ -58,7 +60,11 @@ class Engine:
     `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
     whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same. `attention`
     is a backend of kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by
-    rounding, and by which was quicker; a name gives the same bits in every process.
+    rounding, and by which was quicker; a name gives the same bits in every process. `context_pass` is where a chunk's
+    keys and values come from: "exact", a pass over its clean latents, or "reuse", its last denoising pass, which saves
+    a pass a chunk and changes the world (`python -m benchmarks.context_pass` measures how far). It is the engine's, not
+    the session's: what is written anew, after a new prompt or to resume, takes clean passes either way. `graphs` has a
+    GPU run whole passes as CUDA graphs where windows are full, see pipeline.graphs; results are the same.
     """
 
     def __init__(
@@ -75,16 +81,19 @@ class Engine:
         prompt_change: str | None = None,
         fuse: bool | None = None,
         overlap: bool = True,
+        context_pass: str = "exact",
+        graphs: bool = False,
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
-        _check_options(slots, schedule, self._device, prompt_change)
+        _check_options(slots, schedule, self._device, prompt_change, context_pass, graphs)
         self.preset = preset
         self.world: World | None = None
         self._model, self._vae, self._text, self._recognise = parts
         if fuse or (fuse is None and self._device.type == "cuda"):
             self._model.fuse()
-        self._schedule = schedule
+        self._run = Passes(self._model) if graphs else self._model
+        self._schedule, self._reuse = schedule, context_pass == "reuse"
         self._cores = Shares(slots)
         self._image = image
         self.attention = self._model.backend = Choice(attention)
@@ -300,7 +309,9 @@ class Engine:
 
     def _owe(self, slots: Sequence[Slot], batch: Batch, latents: Tensor) -> None:
         for row, slot in enumerate(slots):
-            slot.owed = Owed(batch.row(row), latents[row : row + 1])
+            # What a picture begins with was put in place of what was denoised, so no pass has seen it yet.
+            if not self._reuse or (slot.first is not None and slot.chunk == 0):
+                slot.owed = Owed(batch.row(row), latents[row : row + 1])
             slot.history.keep(Made(latents[row], slot.steering.walked))
         self._cache.advance([slot.index for slot in slots], self.preset.chunk)
 
@@ -344,7 +355,7 @@ class Engine:
         """One pass through the transformer, each row at its own one of the preset's steps."""
         inputs = latents if batch.condition is None else torch.cat((latents, batch.condition), dim=1)
         time = joined_times([self._time[step] for step in steps])
-        return self._model(inputs, time, batch.text, batch.camera, batch.memory).float()
+        return self._run(inputs, time, batch.text, batch.camera, batch.memory).float()
 
     def _noise(self, slots: Sequence[Slot], step: int) -> Tensor:
         shape = self.preset.latent_shape
@@ -553,6 +564,16 @@ class Engine:
         return watch.seconds()["total"]
 
     @property
+    def passes(self) -> int:
+        """Of the transformer, for a chunk."""
+        return len(self.preset.steps) + (not self._reuse)
+
+    @property
+    def settles(self) -> bool:
+        """Whether a chunk's keys and values are there before the next one begins."""
+        return self._reuse or self._decode_stream is not None
+
+    @property
     def window_chunks(self) -> int:
         """After so many chunks a session's window is full, and steps cost what they always will."""
         return math.ceil(self._cache.window_frames / self.preset.chunk)
@@ -568,7 +589,7 @@ class Engine:
         least one, or a new prompt would never be through.
         """
         spare = self.preset.chunk_seconds - times[self.world.slots - 1]
-        return max(1, int(spare / (times[0] / (len(self.preset.steps) + 1))))
+        return max(1, int(spare / (times[0] / self.passes)))
 
     def _describe(self, times: Sequence[float]) -> World:
         """`times`: seconds of a step with 1, 2, ... live."""
@@ -609,18 +630,20 @@ def build(
     overlap: bool = True,
     vae_precision: str = "exact",
     attention: str = "auto",
+    context_pass: str = "exact",
+    graphs: bool = False,
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
     the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision;
-    `fuse`, `overlap` and `attention` are those of Engine. Raises ValueError, with what would be right, for a name that
-    does not exist.
+    `fuse`, `overlap`, `attention`, `context_pass` and `graphs` are those of Engine. Raises ValueError, with what would
+    be right, for a name that does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
-    _check_options(slots, schedule, place, prompt_change)
+    _check_options(slots, schedule, place, prompt_change, context_pass, graphs)
     picture = read_file(image) if image is not None else None
     if picture is not None:
         read_image(picture, found.height, found.width)
@@ -628,7 +651,7 @@ def build(
     loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
-        overlap=overlap, attention=attention,
+        overlap=overlap, attention=attention, context_pass=context_pass, graphs=graphs,
     )  # fmt: skip
     largest = "turns" if schedule == "turns" else "batch"
 
@@ -663,13 +686,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _check_options(slots: int, schedule: str, device: torch.device, prompt_change: str | None) -> None:
+def _check_options(
+    slots: int, schedule: str, device: torch.device, prompt_change: str | None, context_pass: str, graphs: bool
+) -> None:
     if slots < 1:
         raise ValueError(f"slots is {slots}; it must be at least 1")
     if schedule not in SCHEDULES:
         raise ValueError(f"no schedule {schedule!r}; it is one of {', '.join(SCHEDULES)}")
     if prompt_change not in (None, *PROMPT_CHANGES):
         raise ValueError(f"no prompt change {prompt_change!r}; it is {' or '.join(PROMPT_CHANGES)}")
+    if context_pass not in CONTEXT_PASSES:
+        raise ValueError(f"no context pass {context_pass!r}; it is {' or '.join(CONTEXT_PASSES)}")
+    if graphs and device.type != "cuda":
+        raise ValueError("graphs are for a GPU; without one leave them out")
     if schedule == "parallel" and device.type == "cuda":
         raise ValueError("the schedule parallel divides the cores of a CPU; on a GPU it is auto, batch or turns")
 

@@ -1,9 +1,10 @@
 """What a model needs on a GPU, found by rehearsing it on the meta device: the code that serves, without any numbers.
 
-Counted are the weights (transformer and text encoder in bfloat16 with what stays float32, the VAE in float32), the
-key-value cache, what each slot keeps (prompt, decoder, picture), and the most that lives at once while a chunk is
-denoised and another decoded. Not counted: the CUDA context and libraries (about half a gigabyte), and what the
-allocator loses between blocks.
+Counted are the weights (transformer and text encoder in bfloat16 with what stays float32, FP8 linears in a byte a
+number with their scales, the VAE in its precision), the key-value cache, what each slot keeps (prompt, decoder,
+picture), and the most that lives at once while a chunk is denoised and another decoded; a step with FP8 linears is
+taken to need what one with others does. Not counted: the CUDA context and libraries (about half a gigabyte), what
+pipeline.graphs keeps, and what the allocator loses between blocks.
 
 B slots, T latent frames in a chunk, L tokens in a chunk, R text rows.
 """
@@ -19,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.checkpoint import FLOAT32_NAMES, UMT5_XXL
+from kernels.linear import FP8
+from pipeline.checkpoint import FLOAT32_NAMES, MADE_ON_LOADING, UMT5_XXL
 from pipeline.conditioning import ImageConditioning
 from pipeline.context import cache_bytes
-from pipeline.presets import Preset
+from pipeline.presets import LATER_FRAMES, Preset
 from pipeline.tiny.vae import TinyVAE
 from pipeline.transformer import TimeTerms, Transformer, rope_angles
-from pipeline.vae import WanVAE
+from pipeline.vae import VAE, StreamingDecoder, WanVAE
+from pipeline.vae_precision import at_vae_precision
+from pipeline.vae_rows import RowDecoder
 
 GB = 1e9
 META = torch.device("meta")
@@ -51,14 +55,20 @@ class Needs:
         return self.weights + slots * (self.cache + self.kept) + self.decoding + self.denoising[slots]
 
 
-def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2)) -> Needs:
-    """What live sessions of `preset` take; `context` is the latent frames kept where it has no window."""
+def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2), vae_precision: str = "exact") -> Needs:
+    """What live sessions of `preset` take; `context` is the latent frames kept where it has no window.
+
+    The linears are in the preset's own precision, see pipeline.presets.at_precision. Raises ValueError for a VAE
+    precision that does not exist or is not for this VAE.
+    """
     with META, torch.inference_mode():
-        model = _transformer(preset)
+        model = _transformer(replace(preset, transformer=replace(preset.transformer, precision="plain")))
+        held = model if preset.transformer.precision == "plain" else _transformer(preset)
         count = sum(each.numel() for each in model.parameters())
         text = _text_bytes(preset)
-        vae = _vae_needs(preset.vae, preset.latent_shape, preset.height, preset.width, preset.image == "channels")
-        weights = _bytes(model.parameters()) + vae.weights + text
+        picture = preset.image == "channels"
+        vae = _vae_needs(preset.vae, vae_precision, preset.latent_shape, preset.height, preset.width, picture)
+        weights = _bytes(held.parameters()) + vae.weights + text
         prompt = model.embed_text(torch.empty(1, 1, preset.transformer.text_dim))
         kept = _bytes(_tensors(prompt)) + vae.kept
         denoising = {count: _denoising(preset, model, count) for count in slots}
@@ -102,11 +112,12 @@ def _shown_count(count: int) -> str:
 
 
 def _transformer(preset: Preset) -> Transformer:
-    model = Transformer(replace(preset.transformer, precision="plain")).eval().requires_grad_(False)
+    """As it lies on a GPU."""
+    model = Transformer(preset.transformer).eval().requires_grad_(False)
     if preset.vae == "tiny":  # it runs in float32 everywhere
         return model
     for name, parameter in model.named_parameters():
-        if not FLOAT32_NAMES.search(name):
+        if parameter.dtype != FP8 and not (FLOAT32_NAMES.search(name) or name.endswith(MADE_ON_LOADING)):
             parameter.data = parameter.data.bfloat16()
     return model
 
@@ -123,17 +134,37 @@ class _VAENeeds(NamedTuple):
 
 
 @functools.cache  # most presets have the same one
-def _vae_needs(kind: str, latent_shape: tuple[int, ...], height: int, width: int, picture: bool) -> _VAENeeds:
+def _vae_needs(
+    kind: str, precision: str, latent_shape: tuple[int, ...], height: int, width: int, picture: bool
+) -> _VAENeeds:
     """`picture`: the stream also keeps the latents of the picture that it continues."""
-    vae = (TinyVAE() if kind == "tiny" else WanVAE()).eval().requires_grad_(False)
-    channels, _, rows, columns = latent_shape
-    decoder, latent = vae.decoder(), torch.empty(channels, 1, rows, columns)  # as the engine decodes, one at a time
-    decoder.decode(latent)  # a stream's first is shorter
-    decoding = _peak(lambda: decoder.decode(latent))
+    channels, _, *size = latent_shape
+    whole = (TinyVAE() if kind == "tiny" else WanVAE()).eval().requires_grad_(False)
+    vae = at_vae_precision(whole, precision, tuple(size))
+    weights = _weights_of(vae)
+    decoder = vae.decoder()
+    decoding = _decoding(decoder, torch.empty(channels, 1, *size), (3, LATER_FRAMES, height, width))
     kept, image = [decoder], torch.empty(3, height, width)
     if picture:
         decoding = max(decoding, _peak(lambda: kept.append(ImageConditioning(vae.encoder(), image))))
-    return _VAENeeds(_bytes(vae.parameters()), _bytes(_tensors(kept)), decoding)
+    shared = {id(each) for each in weights}
+    return _VAENeeds(_bytes(weights), _bytes(each for each in _tensors(kept) if id(each) not in shared), decoding)
+
+
+def _weights_of(vae: VAE) -> list[Tensor]:
+    """Of all copies that it holds, or of itself."""
+    if isinstance(vae, nn.Module):
+        return list(vae.parameters())
+    modules = [each for each in vars(vae).values() if isinstance(each, nn.Module)]
+    return [*_tensors(vae), *(parameter for module in modules for parameter in module.parameters())]
+
+
+def _decoding(decoder: StreamingDecoder, latent: Tensor, frames: tuple[int, ...]) -> int:
+    """The most that lives while a latent frame is decoded, as the engine does one at a time."""
+    if isinstance(decoder, RowDecoder):  # it works in what it keeps, and its pictures are copied, joined and clamped
+        return 3 * _bytes([torch.empty(frames)])
+    decoder.decode(latent)  # a stream's first is shorter
+    return _peak(lambda: decoder.decode(latent))
 
 
 def _text_bytes(preset: Preset) -> int:

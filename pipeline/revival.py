@@ -96,8 +96,7 @@ class Revival:
     def _restore_cache(self, slot: Slot, data: Session, windows: int | None) -> None:
         # A layer's keys come from what the layer before saw, so each layer but the first looks a window further back.
         depth = self._sight.span * (self._preset.transformer.layers - 1 if windows is None else windows)
-        settles = self._engine._decode_stream is not None
-        plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, settles)
+        plan = plan_rebuild(data.events, data.chunk, self._sight, data.oldest, depth, self._engine.settles)
         texts = _Texts(self._engine, slot.prompt, data)
         for one in plan.passes:
             latents = slot.history.made(one.chunk).latents[None]

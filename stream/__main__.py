@@ -91,6 +91,29 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         choices=["rebuild", "swap"],
         help="whether a new prompt has the model's memory written anew under it (default: the preset's own choice)",
     )
+    _add_precision_options(parser)
+    parser.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="one kernel for all attention, such as cudnn, for the same bits in every process; `chunkcast doctor` "
+        "lists them (default: for each shape the quickest, as timed on a GPU)",
+    )
+    parser.add_argument(
+        "--context-pass",
+        choices=["exact", "reuse"],
+        help="reuse: remember a chunk as its last denoising pass saw it, which saves one pass a chunk and changes what "
+        "is made (default: exact)",
+    )
+    parser.add_argument(
+        "--graphs",
+        action="store_true",
+        default=None,
+        help="on a GPU run whole passes as CUDA graphs once a window is full: the same pictures, more memory",
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=["bf16", "fp8"],
@@ -103,13 +126,6 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
         "(default: exact)",
     )
-    parser.add_argument(
-        "--attention",
-        metavar="NAME",
-        help="one kernel for all attention, such as cudnn, for the same bits in every process; `chunkcast doctor` "
-        "lists them (default: for each shape the quickest, as timed on a GPU)",
-    )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
 
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
@@ -264,6 +280,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="also say whether this model fits (`chunkcast presets` lists them)")
     _add_weights_options(parser)
+    _add_precision_options(parser)
     parser.set_defaults(run=_doctor)
 
 
@@ -373,7 +390,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision", "vae_precision", "attention")  # fmt: skip
+             "precision", "vae_precision", "attention", "context_pass", "graphs")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -578,7 +595,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from pipeline.doctor import examine
     from stream.codec import missing_encoders
 
-    report = examine(options.preset, options.weights, options.parts, options.lora, missing_encoders())
+    precisions = (options.precision or "bf16", options.vae_precision or "exact")
+    places = (options.weights, options.parts, options.lora)
+    report = examine(options.preset, *places, missing_encoders(), *precisions)
     print(report)
     return 0 if report.fine else 1
 

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from aiortc import rtcrtpreceiver
 
-from benchmarks import attention, growth, keeping, key_to_frame, lead, load, machine, soak, throughput
+from benchmarks import (
+    attention,
+    context_pass,
+    growth,
+    keeping,
+    key_to_frame,
+    lead,
+    load,
+    machine,
+    soak,
+    start,
+    throughput,
+)
 from pipeline.presets import find_preset
 
 
@@ -32,8 +44,9 @@ def test_closeness_is_none_of_a_clip_to_itself_and_grows_with_the_error():
 
 def test_a_way_is_read_from_words_and_says_what_is_not_as_it_comes():
     way = throughput.Way.parse("precision=fp8 schedule=turns vae=rows overlap=no eager=yes")
-    assert way == throughput.Way("fp8", True, "turns", "rows", False, "auto")
+    assert way == throughput.Way("fp8", True, "turns", "rows", False, "auto", "exact", False)
     assert str(way) == "fp8 eager, turns, vae rows, no overlap" and str(throughput.Way()) == "bf16, auto"
+    assert str(throughput.Way.parse("context=reuse graphs=yes")) == "bf16, auto, context reuse, graphs"
     with pytest.raises(ValueError, match="no speed in a way; there are precision, eager"):
         throughput.Way.parse("speed=high")
 
@@ -69,6 +82,20 @@ def test_attention_is_measured_by_length_up_to_the_window(capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["keys"] for row in result["rows"]] == [60 * chunks for chunks in (1, 2, 4, 8)] + [4]
     assert all(row["taken"] == "sdpa" and row["backends"]["sdpa"]["tflops"] > 0 for row in result["rows"])
+
+
+def test_the_context_pass_benchmark_finds_a_first_chunk_alike_and_later_ones_near(capsys, monkeypatch):
+    monkeypatch.setattr(context_pass, "PROMPTS", context_pass.PROMPTS[:1])
+    assert context_pass.main(["--chunks", "3"]) == 0
+    first, second, third = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert first["latent_error"] == 0 < second["latent_error"] < 0.5 and third["chunks"] == [3, 3]
+    assert first["from_renderer_reuse"] == first["from_renderer_exact"]
+
+
+def test_start_counts_from_the_process_to_ready(capsys):
+    assert start.main(["--starts", "1", "--slots", "1", "--device", "cpu"]) == 0
+    (one,) = json.loads(capsys.readouterr().out.splitlines()[-1])["starts"]
+    assert 0 < one["imported_seconds"] < one["loaded_seconds"] < one["ready_seconds"] and one["copy_seconds"] > 0
 
 
 def test_a_result_names_its_commit_and_machine():

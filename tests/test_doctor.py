@@ -105,6 +105,15 @@ def test_it_says_what_fits_the_gpu(monkeypatch, gigabytes, one, two):
     assert report.fine == (one == doctor.OK)
 
 
+def test_what_fits_depends_on_the_precisions(monkeypatch):
+    monkeypatch.setattr(doctor, "gpu_bytes", lambda: 80 * 10**9)
+    whole = examine("lingbot-world-v2-14b")
+    less = doctor.examine("lingbot-world-v2-14b", None, None, None, CODECS, "fp8", "fp16")
+    assert states(whole, "Memory")["1 slot"] == doctor.BAD and states(less, "Memory")["1 slot"] == doctor.OK
+    with pytest.raises(ValueError, match="this preset's own is always exact"):
+        doctor.examine("tiny", None, None, None, CODECS, vae_precision="fp16")
+
+
 def test_without_a_gpu_the_need_is_told_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(doctor, "gpu_bytes", lambda: None)
     report = examine("lingbot-world-v2-1.3b")

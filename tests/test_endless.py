@@ -248,10 +248,15 @@ def test_an_engine_runs_on_past_the_references_last_position_in_the_same_memory(
     assert tensors_alive() == before
 
 
-def test_the_benchmark_measures_time_and_memory_of_chunks(capsys):
-    assert endless.main(["--chunks", "4", "--device", "cpu"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [point["chunk"] for point in result["points"]] == [4]
+def test_the_benchmark_measures_time_and_memory_of_chunks(capsys, monkeypatch):
+    monkeypatch.setattr(endless, "MARKS", (20, 25))
+    monkeypatch.setattr(endless, "COMPARED", 25)
+    assert endless.main(["--chunks", "25", "--device", "cpu"]) == 0
+    *_, compared, _, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert [point["chunk"] for point in result["points"]] == [20, 25]
+    assert result["points"][0]["times_chunk_20"] == 1 and result["chunk_300_against_20"] > 0
+    assert compared.startswith("chunk 25 against chunk 20: ") and compared.endswith("1.00 +- 0.02")
     assert result["points"][0]["seconds_a_chunk"] > 0 and result["points"][0]["rss_mb"] > 0 and result["turn_ms"] > 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import engine as engine_module
 from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
 from pipeline.engine import Engine, _soonest, build
 from pipeline.load import Parts
@@ -195,6 +196,65 @@ def test_a_context_pass_by_itself_gives_what_one_within_the_next_chunk_gives(mon
         engine.settle()
     apart, along = latents.of("watched"), run_alone(monkeypatch)
     assert (apart - along).norm() / along.norm() < BATCH_TOLERANCE
+
+
+def rows_of_passes(engine, monkeypatch, chunks=3):
+    """How many rows go through the transformer for each chunk of one session."""
+    rows, run = [], engine._pass
+    monkeypatch.setattr(engine, "_pass", lambda batch, latents, steps: rows.extend(steps) or run(batch, latents, steps))
+    counts = []
+    for _ in range(chunks):
+        engine.step()
+        counts.append(len(rows))
+        rows.clear()
+    return counts
+
+
+@pytest.mark.parametrize(("context_pass", "expected"), [("exact", [2, 3, 3]), ("reuse", [2, 2, 2])])
+def test_reusing_the_last_denoising_pass_saves_one_pass_a_chunk(monkeypatch, context_pass, expected):
+    engine = small_engine(context_pass=context_pass)
+    engine.open(spec("a"))
+    assert rows_of_passes(engine, monkeypatch) == expected and engine.passes == expected[-1]
+
+
+def test_reuse_keeps_the_keys_of_the_last_denoising_pass(monkeypatch):
+    """The second chunk is another one than behind a clean pass, and the first is the same."""
+    exact, reuse = (run_alone(monkeypatch, context_pass=name) for name in ("exact", "reuse"))
+    assert torch.equal(exact[0], reuse[0]) and not torch.equal(exact[1], reuse[1])
+
+
+def test_with_reuse_a_picture_is_remembered_as_it_is_and_not_as_it_was_denoised(monkeypatch):
+    engine = build("tiny", slots=1, device="cpu", context_pass="reuse")
+    engine.open(spec("a", image=engine_module._grey_png()))
+    steps = len(engine.preset.steps)
+    assert rows_of_passes(engine, monkeypatch) == [steps, steps + 1, steps]
+
+
+def test_with_reuse_too_a_session_is_alone_in_turns(monkeypatch):
+    alone = run_alone(monkeypatch, schedule="turns", context_pass="reuse")
+    assert torch.equal(alone, run_beside_strangers(monkeypatch, schedule="turns", context_pass="reuse"))
+
+
+def test_with_reuse_a_resumed_session_goes_on_from_clean_keys(monkeypatch):
+    """As its file says nothing of the option, an engine with the other one gives the very same next chunk."""
+    engine = small_engine(context_pass="reuse")
+    engine.open(spec("watched"))
+    for chunk in range(6):
+        walk(engine, "watched", chunk)
+        engine.step()
+    data, found = engine.snapshot("watched"), []
+    for context_pass in ("exact", "reuse"):
+        again = small_engine(context_pass=context_pass)
+        again.resume(data)
+        latents = Latents(again, monkeypatch)
+        again.step()
+        found.append(latents.of("watched")[0])
+    assert (found[0] - found[1]).norm() / found[0].norm() < BATCH_TOLERANCE
+
+
+def test_an_unknown_context_pass_is_refused():
+    with pytest.raises(ValueError, match="no context pass 'none'; it is exact or reuse"):
+        small_engine(context_pass="none")
 
 
 def test_the_first_chunk_is_shorter_and_frames_are_counted_on():

@@ -8,32 +8,37 @@ import torch
 
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine, build
+from pipeline.graphs import WARM
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
+WINDOWED = ("wan2.1-1.3b-longlive", "lingbot-world-v2-1.3b")
 PRESETS = ("wan2.1-1.3b-longlive", "lingbot-world-v2-1.3b", "tiny")
 BATCH_TOLERANCE = 0.05
 
 
-def engine_of(preset: str, schedule: str, slots: int = 2) -> Engine:
+def engine_of(preset: str, schedule: str, slots: int = 2, **options) -> Engine:
     torch.manual_seed(0)  # the same random weights each time
-    return build(preset, "random", slots=slots, device="cuda", schedule=schedule)
+    return build(preset, "random", slots=slots, device="cuda", schedule=schedule, **options)
 
 
 def spec(engine: Engine, name: str, prompt: str, seed: int) -> SessionSpec:
     return SessionSpec(name, prompt, seed, engine.warm_image())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "graphs"), [*((name, False) for name in PRESETS), *((name, True) for name in WINDOWED)]
+)
 @pytest.mark.parametrize("schedule", ["turns", "batch"])
-def test_a_warm_step_never_waits_for_the_gpu(preset, schedule):
-    engine = engine_of(preset, schedule)
+def test_a_warm_step_never_waits_for_the_gpu(preset, schedule, graphs):
+    engine = engine_of(preset, schedule, graphs=graphs)
     for seed, name in enumerate("ab"):
         engine.open(spec(engine, name, "a meadow", seed))
-    for _ in range(engine.window_chunks + 1):
+    warm = engine.window_chunks + 1 + (WARM if graphs else 0)
+    for _ in range(warm):
         engine.step()
     engine.control("a", Control(1, frozenset("wl")))
     torch.cuda.set_sync_debug_mode("error")
@@ -42,12 +47,12 @@ def test_a_warm_step_never_waits_for_the_gpu(preset, schedule):
         pending += engine.begin()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [each.result().index for each in pending] == [engine.window_chunks + 1] * 2 + [engine.window_chunks + 2] * 2
+    assert [each.result().index for each in pending] == [warm] * 2 + [warm + 1] * 2
 
 
-def latents(preset: str, schedule: str, stranger: bool, chunks: int = 5) -> torch.Tensor:
+def latents(preset: str, schedule: str, stranger: bool, chunks: int = 5, **options) -> torch.Tensor:
     """The watched session's clean latents; the stranger joins two chunks later and steers elsewhere."""
-    engine = engine_of(preset, schedule)
+    engine = engine_of(preset, schedule, **options)
     engine.open(spec(engine, "watched", "a meadow", 1))
     for chunk in range(chunks):
         if stranger and chunk == 2:
@@ -61,6 +66,14 @@ def latents(preset: str, schedule: str, stranger: bool, chunks: int = 5) -> torc
 @pytest.mark.parametrize("preset", PRESETS)
 def test_in_turns_a_session_has_the_same_bits_alone_and_beside_a_stranger(preset):
     assert torch.equal(latents(preset, "turns", False), latents(preset, "turns", True))
+
+
+@pytest.mark.parametrize("preset", WINDOWED)
+@pytest.mark.parametrize("schedule", ["turns", "batch"])
+@pytest.mark.filterwarnings("error:passes run without")
+def test_graphs_give_the_same_bits(preset, schedule):
+    eager, graphs = (latents(preset, schedule, True, chunks=14, graphs=each) for each in (False, True))
+    assert torch.equal(eager, graphs)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -7,8 +7,9 @@ import torch
 from pipeline import memory
 from pipeline.checkpoint import UMT5_XXL, _umt5
 from pipeline.engine import GLOBAL_CONTEXT, build
-from pipeline.presets import PRESETS, find_preset
-from pipeline.vae import WanVAE
+from pipeline.presets import PRESETS, at_precision, find_preset
+from pipeline.vae import WanVAE, WanVAEConfig
+from pipeline.vae_precision import at_vae_precision
 
 FRAME = 1560  # tokens of a latent frame
 
@@ -33,10 +34,42 @@ def test_the_rehearsal_without_numbers_finds_what_a_real_stream_keeps_and_takes(
         decoder.decode(latent)
         peak = memory._peak(lambda: decoder.decode(latent))
         with memory.META:
-            rehearsed = memory._vae_needs.__wrapped__("wan", (16, 3, 4, 6), 32, 48, False)
+            rehearsed = memory._vae_needs.__wrapped__("wan", "exact", (16, 3, 4, 6), 32, 48, False)
     assert rehearsed.weights == sum(each.nbytes for each in vae.parameters())
     assert rehearsed.kept == sum(each.nbytes for each in memory._tensors(decoder))
     assert rehearsed.decoding == pytest.approx(peak, rel=0.05)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["fp16", "rows"])
+def test_another_vae_precision_is_counted_as_it_is_made(monkeypatch, precision):
+    monkeypatch.setattr(memory, "WanVAE", lambda: WanVAE(WanVAEConfig(dim=16)))
+    vae = memory.WanVAE().eval().requires_grad_(False)
+    made = at_vae_precision(vae, precision, (4, 6))
+    decoder = made.decoder()
+    decoder.decode(torch.zeros(16, 2, 4, 6))
+    with memory.META:
+        exact, rehearsed = (
+            memory._vae_needs.__wrapped__("wan", name, (16, 3, 4, 6), 32, 48, False) for name in ("exact", precision)
+        )
+    if precision == "fp16":
+        assert rehearsed.weights == exact.weights / 2 and rehearsed.kept == exact.kept / 2
+        assert rehearsed.kept == sum(each.nbytes for each in memory._tensors(decoder))
+    else:  # the float32 ones, a copy in 16 bits, and the decoder's as its kernels want them
+        own = [*memory._tensors([made._weights]), *vae.parameters()]  # biases are in both
+        assert rehearsed.weights == memory._bytes(own) + exact.weights / 2
+        arenas = [decoder._ring_arenas, decoder._x, decoder._y, decoder._paired]
+        assert rehearsed.kept > sum(each.nbytes for each in memory._tensors(arenas))
+
+
+def test_fp8_linears_are_counted_in_bytes_with_their_scales():
+    preset = find_preset("lingbot-world-v2-1.3b")
+    plain, fp8 = (memory.needs(at_precision(preset, name), 21) for name in ("bf16", "fp8"))
+    config = preset.transformer
+    linears = config.layers * (12 * config.dim**2 + 2 * config.dim * config.ffn_dim)
+    scales = config.layers * (13 * config.dim + config.ffn_dim)
+    assert plain.weights - fp8.weights == linears - 4 * scales
+    assert fp8.parameters == plain.parameters and fp8.denoising == plain.denoising
 
 
 def test_the_text_encoder_is_counted_as_transformers_builds_it():
