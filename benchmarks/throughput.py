@@ -4,9 +4,9 @@ Prints the machine's own ceilings first, measured here (matrix product, attentio
 preset (see --way) and each number of live sessions: seconds from step to step (median of --chunks
 after the window has filled, with the spread), by stage, frames/s for each viewer, the share of the matrix and attention
 ceilings, peak memory, and how often the host had to wait for the GPU within a step; on a CPU also what a pass takes
-beside its own products and attention with nothing between them (benchmarks.floor; goal: 70%). Then one session from admit: when
-its first frames are there, and all of --frames; and how far its latents and frames are from those of the first way.
-Frames are taken by a thread of their own, as in the service. A table of all comes last but one, JSON last.
+beside its own products and attention with nothing between them (benchmarks.floor; goal: 70%). Then one session from
+admit: when its first frames are there, and all of --frames; and how far its latents and frames are from those of the
+first way. Frames are taken by a thread of their own, as in the service. A table of all comes last but one, JSON last.
 """
 
 import argparse

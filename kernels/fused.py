@@ -49,8 +49,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the interleaved pairs (x[2i], x[2i+1]) by their angles.
 
     x: (B, L, H, D); cos, sin: (B, L, D/2) float32. Real arithmetic in place of the complex product of the RoFormer
-    paper (arXiv 2104.09864): it takes every dtype and compiles. On a CPU in float32 whole rows are read, which gives the
-    same bits in half the time.
+    paper (arXiv 2104.09864): it takes every dtype and compiles. On a CPU in float32 whole rows are read, which gives
+    the same bits in half the time.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous():
         return _rope_by_rows(x, cos, sin)
