@@ -1,5 +1,5 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|tests|regions ...]` at the
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|options|endless|tests|regions ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
 # another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -36,10 +36,20 @@ growth)
   said growth 300 ;;
 start)
   run start 200 "$PY" -m benchmarks.start --preset lingbot-world-v2-1.3b --weights random --save gpu-start; said start ;;
+options)
+  throughput options 200 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=fp16" \
+    --way "schedule=turns vae=fp16 graphs=yes" --way "schedule=batch vae=fp16" --way "schedule=batch vae=fp16 graphs=yes" \
+    --way "schedule=turns vae=fp16 context=reuse graphs=yes" ;;
+endless)
+  run endless 290 "$PY" -m benchmarks.endless --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 --chunks 300 \
+    --save gpu-endless
+  said endless 300 ;;
 tests)
   run tests 150 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
     tests/test_vae_rows.py -k "not float32"
-  tail -4 "$OUT/tests.txt" ;;
+  tail -4 "$OUT/tests.txt"
+  run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_gpu.py -k "kernel or graphs or (True and longlive)"
+  tail -8 "$OUT/graphs.txt" ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
   grep -E "^\{'|copy moves" "$OUT/regions.txt" ;;

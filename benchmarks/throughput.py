@@ -3,9 +3,10 @@
 Prints the machine's own ceilings first, measured here (matrix product, attention, copy), then for each way to run the
 preset (see --way) and each number of live sessions: seconds from step to step (median of --chunks
 after the window has filled, with the spread), by stage, frames/s for each viewer, the share of the matrix and attention
-ceilings, peak memory, and how often the host had to wait for the GPU within a step. Then one session from admit: when
-its first frames are there, and all of --frames; and how far its latents and frames are from those of the first way.
-Frames are taken by a thread of their own, as in the service. A table of all comes last but one, JSON last.
+ceilings, peak memory, and how often the host had to wait for the GPU within a step; on a CPU also what a pass takes
+beside its own products and attention with nothing between them (benchmarks.floor; goal: 70%). Then one session from
+admit: when its first frames are there, and all of --frames; and how far its latents and frames are from those of the
+first way. Frames are taken by a thread of their own, as in the service. A table of all comes last but one, JSON last.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
+from benchmarks.floor import passes_against_floor, timed_passes
 from kernels.attention import attention
 from pipeline.chunk import Ended, SessionSpec
 from pipeline.digest import render
@@ -240,7 +242,7 @@ def measure(engine: Engine, count: int, chunks: int) -> dict[str, Any]:
             _steps(engine, names, 1, taker)
             if engine.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            with CountedSyncs(engine.device) as told:
+            with CountedSyncs(engine.device) as told, timed_passes(engine) as timed:
                 seconds, stages = _steps(engine, names, chunks, taker)
             syncs = [
                 each for each in told if "synchroniz" in str(each.message) and "prototype" not in str(each.message)
@@ -249,7 +251,8 @@ def measure(engine: Engine, count: int, chunks: int) -> dict[str, Any]:
         for name in names:
             engine.close(name)
     median = statistics.median(seconds)
-    return {
+    passes = {} if engine.device.type == "cuda" else {"pass": passes_against_floor(engine, timed.passes, count)}
+    return passes | {
         "seconds_a_chunk": round(median, 4),
         "spread": [round(min(seconds), 4), round(max(seconds), 4)],
         "frames_a_second_each": round(engine.preset.chunk_frames / median, 2),

@@ -49,8 +49,23 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the interleaved pairs (x[2i], x[2i+1]) by their angles.
 
     x: (B, L, H, D); cos, sin: (B, L, D/2) float32. Real arithmetic in place of the complex product of the RoFormer
-    paper (arXiv 2104.09864): it takes every dtype and compiles.
+    paper (arXiv 2104.09864): it takes every dtype and compiles. On a CPU in float32 whole rows are read, which gives
+    the same bits in half the time.
     """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous():
+        return _rope_by_rows(x, cos, sin)
+    return _rope_by_parts(x, cos, sin)
+
+
+def _rope_by_rows(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    # Times i each pair becomes (-x[2i+1], x[2i]), exactly. The turn itself as a complex product would not be: where a
+    # row ends, torch's may be contracted to fused multiply-adds.
+    quarter = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * 1j).flatten(-2)
+    cos, sin = (torch.stack((part, part), dim=-1).flatten(-2).unsqueeze(2) for part in (cos, sin))
+    return x * cos + quarter * sin
+
+
+def _rope_by_parts(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

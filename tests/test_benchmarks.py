@@ -29,6 +29,7 @@ def test_throughput_measures_one_and_two_sessions_of_the_tiny_world(capsys):
     assert result["ceilings"]["matrix_tflops"] > 0 and [run["live"] for run in result["runs"]] == [1, 2]
     for run in result["runs"]:
         assert run["seconds_a_chunk"] > 0 and run["share_of_ceilings"] > 0 and run["syncs_a_step"] == 0
+        assert run["pass"]["rows"] == 2 and 0 < run["pass"]["share_of_floor"] < 1.2
     assert 0 < result["runs"][0]["first_frame_seconds"] < result["runs"][0]["clip_seconds"]
 
 

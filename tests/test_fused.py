@@ -24,6 +24,16 @@ def test_rope_for_a_compiler_is_the_same_to_the_last_bit_where_nothing_is_contra
     assert torch.equal(fused.rope_in_place_order(x, angle.cos(), angle.sin()), fused.rope(x, angle.cos(), angle.sin()))
 
 
+@pytest.mark.parametrize("shape", [(2, 60, 4, 64), (1, 7, 3, 88), (3, 5, 1, 6), (1, 1, 1, 2)])
+def test_rope_by_whole_rows_gives_the_same_bits_as_by_parts(shape):
+    x, angle = torch.randn(shape), torch.randn(*shape[:2], shape[-1] // 2)
+    expected = fused._rope_by_parts(x, angle.cos(), angle.sin())
+    assert torch.equal(fused._rope_by_rows(x, angle.cos(), angle.sin()), expected)
+    laid_otherwise = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for each in (x, laid_otherwise, x.flatten(2).repeat(1, 1, 2).chunk(2, dim=-1)[0].unflatten(-1, shape[2:])):
+        assert torch.equal(fused.rope(each, angle.cos(), angle.sin()), expected)
+
+
 def test_rms_norm_divides_by_the_root_of_the_mean_square():
     x, weight = torch.randn(2, 5, 8), torch.randn(8)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
