@@ -61,7 +61,6 @@ def test_what_cannot_run_here_is_a_row_of_the_table_and_the_others_are_measured(
 
 def test_growth_measures_each_point_beside_its_floor(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "LIVE", (1,))
-    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra bench")
     assert growth.main(["--chunks", "1", "--lines", "live", "--plot", str(tmp_path / "growth.png")]) == 0
     *_, line, last = capsys.readouterr().out.splitlines()
     (point,) = json.loads(last)["points"]
