@@ -65,6 +65,7 @@ class Trace:
         """A control came; one that is sent again came before."""
         if sequence > self._newest.get(session, -1):
             self._newest[session] = sequence
+            _forget_oldest(self._newest, REMEMBERED)
             self._controls.append((self._count, ControlTime(session, sequence, self._clock())))
             self._count += 1
 

@@ -102,3 +102,13 @@ async def test_a_server_with_marks_tells_the_way_of_what_a_viewer_saw_and_others
         assert len(picture.content) == 160 * 96 * 3
         assert (await marked.http.get(f"/mark/{session}.1/1")).status_code == 404
         assert came < ways[first.frame].arrived < ways[first.frame].took < ways[first.frame].sent < told["now"]
+
+
+def test_sessions_that_went_long_ago_are_forgotten():
+    trace = Trace()
+    for number in range(REMEMBERED + 10):
+        trace.came(f"s{number}", 1)
+    trace.came("s0", 1)  # known no more, so it counts as new
+    assert trace.since(0)["controls"][-1].session == "s0"
+    trace.came(f"s{REMEMBERED + 9}", 1)
+    assert trace.since(0)["controls"][-1].session == "s0"
