@@ -3,8 +3,6 @@
 python -m benchmarks.plot_latency benchmarks/results/NAME.json -o docs/latency.png
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+
+from benchmarks.plots import plot
 
 COLOURS = {
     "to_server": "#8e6fb0",
@@ -33,12 +33,7 @@ BIN_MS = 25
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_latency", description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args(argv)
-    draw(json.loads(options.result.read_text()), options.output)
-    return 0
+    return plot("plot_latency", __doc__.splitlines()[0], draw, argv)
 
 
 def draw(result: dict[str, Any], output: Path) -> None:

@@ -3,8 +3,6 @@
 python -m benchmarks.plot_lead benchmarks/results/NAME.json -o docs/lead.png
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from benchmarks.plots import plot
+
 COLOURS = {1: "#d9722e", 2: "#5b7f95"}
 GOALS = {1: (350, 500), 2: (500, 700)}
 """Milliseconds from the key to the pixel: median and 90th percentile, by viewers."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_lead", description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args(argv)
-    draw(json.loads(options.result.read_text()), options.output)
-    return 0
+    return plot("plot_lead", __doc__.splitlines()[0], draw, argv)
 
 
 def draw(result: dict[str, Any], output: Path) -> None:

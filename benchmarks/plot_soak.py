@@ -3,8 +3,6 @@
 python -m benchmarks.plot_soak benchmarks/results/NAME.json -o docs/soak.png
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from benchmarks.plots import plot
+
 COLOURS = {"server": "#5b7f95", "engine": "#d9722e", "stays": "#d9722e", "comes and goes": "#5b7f95"}
 LIMIT = "#999999"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_soak", description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args(argv)
-    draw(json.loads(options.result.read_text()), options.output)
-    return 0
+    return plot("plot_soak", __doc__.splitlines()[0], draw, argv)
 
 
 def draw(result: dict[str, Any], output: Path) -> None:

@@ -3,8 +3,6 @@
 python -m benchmarks.plot_tiny_world benchmarks/results/NAME.json -o docs/tiny-world.png
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +14,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from benchmarks.plots import plot
+
 MODEL, RENDERER, LIMIT = "#d9722e", "#5b7f95", "#999999"
 JUDGED = ("place", "hour", "weather")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_tiny_world", description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args(argv)
-    draw(json.loads(options.result.read_text()), options.output)
-    return 0
+    return plot("plot_tiny_world", __doc__.splitlines()[0], draw, argv)
 
 
 def draw(result: dict[str, Any], output: Path) -> None:
