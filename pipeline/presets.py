@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass, replace
 
 from pipeline.sampler import PREDICTIONS, Step, steps_from_indexes, steps_from_timesteps
+from pipeline.tiny import landscape
 from pipeline.transformer import PATCH, TransformerConfig
-from pipeline.world_map import WorldMapConfig
+from pipeline.world_map import Landmark, WorldMapConfig
 
 CAMERA_CHANNELS = {"none": 0, "cam": 6 * 8 * 8, "act": 7 * 8 * 8}
 IMAGE_CHANNELS = 4 + 16
@@ -214,6 +215,17 @@ _SELF_FORCING = Preset(
     image="none",
 )
 
+
+def _landmarks() -> tuple[Landmark, ...]:
+    """Where the tiny world's things stand; a kind is a size class, its species is the prompt's affair."""
+    heights = [landscape.TYPICAL_HEIGHTS[name] for name in landscape.CLASSES]
+    radii = [landscape.widest(name) for name in landscape.CLASSES]
+    return tuple(
+        Landmark(t.x, t.z, t.size * radii[t.size_class], t.size * heights[t.size_class], t.size_class, t.shade)
+        for t in landscape.layout()
+    )
+
+
 _TINY = Preset(
     name="tiny",
     summary="the small world that comes with chunkcast and runs on two CPU cores",
@@ -227,7 +239,12 @@ _TINY = Preset(
         text_dim=128,
         text_rows=4,
         camera_channels=CAMERA_CHANNELS["cam"],
-        world_map=WorldMapConfig(),
+        world_map=WorldMapConfig(
+            period=landscape.PERIOD,
+            eye_height=landscape.EYE_HEIGHT,
+            landmarks=_landmarks(),
+            kinds=len(landscape.CLASSES),
+        ),
     ),
     steps=steps_from_timesteps((1000,), shift=1.0),
     chunk=1,

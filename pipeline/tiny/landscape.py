@@ -233,7 +233,7 @@ WEATHERS: dict[str, Weather] = {
 OVERRIDES = tuple(SPECIES)[:8]
 """Species that a prompt may ask for in place of the place's own tall and medium ones."""
 
-_HEIGHTS = {"tall": 2.1, "medium": 0.95, "low": 0.34, "landmark": 2.6}
+TYPICAL_HEIGHTS = {"tall": 2.1, "medium": 0.95, "low": 0.34, "landmark": 2.6}
 _SPECIES_HEIGHT = {
     "rock": {"tall": 0.62, "medium": 0.5, "landmark": 1.0},
     "bush": {"medium": 0.42, "low": 0.3},
@@ -258,7 +258,14 @@ class Thing(NamedTuple):
 
 def height_of(species: str, size_class: str) -> float:
     """Height in world units of a species in one size class."""
-    return _SPECIES_HEIGHT.get(species, {}).get(size_class, _HEIGHTS[size_class])
+    return _SPECIES_HEIGHT.get(species, {}).get(size_class, TYPICAL_HEIGHTS[size_class])
+
+
+def widest(size_class: str) -> float:
+    """Radius in world units within which any species of that size class stands."""
+    index = CLASSES.index(size_class)
+    species = {place.species[index] for place in PLACES.values()} | (set(OVERRIDES) if index < 2 else set())
+    return max(height_of(name, size_class) * max(p.radius, p.radius_top) for name in species for p in SPECIES[name])
 
 
 def path_offset(z: float) -> float:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.presets import find_preset
 from pipeline.tiny.recognise import Recogniser
@@ -46,6 +46,20 @@ def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> Tin
     return TinyWorld(world.transformer.to(device), world.vae.to(device), world.text, world.recogniser.to(device))
 
 
+def take_over(world: TinyWorld, folder: Path) -> list[str]:
+    """Fill `world` with those of an earlier training's tensors that still fit; returns the names of those that do not.
+
+    Raises ValueError that names the file when one is missing.
+    """
+    anew = []
+    for part, name in zip(world, FILES, strict=True):
+        own, learnt = part.state_dict(), _read(folder / name)
+        fitting = {key: value for key, value in learnt.items() if key in own and own[key].shape == value.shape}
+        part.load_state_dict(fitting, strict=False)
+        anew += [key for key in own if key not in fitting]
+    return anew
+
+
 def save_tiny(world: TinyWorld, folder: Path, made_by: dict[str, str]) -> None:
     """Write the files in float16, with `made_by` (command, commit, GPU) in their metadata."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,12 +68,15 @@ def save_tiny(world: TinyWorld, folder: Path, made_by: dict[str, str]) -> None:
         save_file(tensors, folder / name, metadata=made_by)
 
 
-def _fill(part: nn.Module, path: Path) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"there is no {path}, a part of the tiny world's weights; make them: chunkcast train tiny")
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+
+
+def _fill(part: nn.Module, path: Path) -> None:
     try:
-        part.load_state_dict(tensors)
+        part.load_state_dict(_read(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this version's tiny world: {error}") from None

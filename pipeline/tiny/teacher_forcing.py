@@ -1,4 +1,4 @@
-"""All chunks of a clip trained at once, each seeing just what the stream would show it.
+"""What self-attention sees in training: all chunks of a clip at once, each just what the stream would show it.
 
 Two streams go through the transformer side by side: the clean clip, which plays the cache, and the noisy one, whose
 chunks are denoised. A chunk is one latent frame.
@@ -15,6 +15,23 @@ from torch import Tensor
 from pipeline.transformer import rope_angles
 
 STREAMS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """A Memory (see pipeline.transformer) of chunks without any past, one a row."""
+
+    rope: tuple[Tensor, Tensor]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v: (B*N, L, H, D)."""
+        return F.scaled_dot_product_attention(*(x.movedim(1, 2) for x in (q, k, v))).movedim(1, 2)
+
+
+def alone(rows: int, grid: tuple[int, int], head_width: int, device: torch.device) -> Alone:
+    """The Memory of so many chunks; grid: rows and columns of the tokens."""
+    beginning = torch.zeros(1, 1, dtype=torch.float64, device=device)
+    return Alone(tuple(a.repeat(rows, 1, 1) for a in rope_angles(beginning, *grid, head_width, device)))
 
 
 @dataclass(frozen=True, eq=False)

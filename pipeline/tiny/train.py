@@ -16,7 +16,7 @@ import torch
 
 from pipeline.presets import find_preset
 from pipeline.tiny.drawer import compile_renderer
-from pipeline.tiny.load import TinyWorld, load_tiny, make_tiny, save_tiny
+from pipeline.tiny.load import TinyWorld, make_tiny, save_tiny, take_over
 from pipeline.tiny.plan import PLANS, Plan
 from pipeline.tiny.shots import Shots
 from pipeline.tiny.train_decoder import train_decoder
@@ -95,12 +95,17 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not end with benchmarks.tiny_world, which takes as long again",
     )
+    parser.add_argument(
+        "--alone-share",
+        type=float,
+        help="share of the transformer's minutes without a past (0 goes on from one with it)",
+    )
     parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    given = {flag.strip("-").replace("-", "_") for flag in MINUTES.values()}
+    given = {flag.strip("-").replace("-", "_") for flag in (*MINUTES.values(), "--alone-share")}
     values = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
     return replace(PLANS[options.size], **values)
 
@@ -116,9 +121,8 @@ def _prepare(device: torch.device) -> None:
 def _beginning(options: argparse.Namespace) -> TinyWorld:
     torch.manual_seed(options.seed)
     world = make_tiny()
-    if options.begin_with:
-        for part, learnt in zip(world, load_tiny("cpu", Path(options.begin_with)), strict=True):
-            part.load_state_dict(learnt.state_dict())
+    if options.begin_with and (anew := take_over(world, Path(options.begin_with))):
+        print(f"beginning anew: {', '.join(anew)}", flush=True)
     return world
 
 

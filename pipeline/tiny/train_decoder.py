@@ -72,7 +72,7 @@ class Lesson:
     def _latents(self, pictures: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
         """What the transformer makes after a past of its own; true latents for the first clips."""
         true = encode_clips(self._vae, pictures)
-        terms = self._objective.terms(pose, scenes)
+        terms = self._objective.terms_twice(pose, scenes)
         history = torch.ones(len(true), dtype=torch.bool, device=true.device)
         made = self._objective.dream(true, terms, history, DREAMS + 1)
         return torch.cat((true[: len(true) // TRUE_SHARE], made[len(true) // TRUE_SHARE :]))
@@ -137,7 +137,7 @@ def measured(vae: TinyVAE, objective: Objective, plan: Plan, device: torch.devic
         pictures = as_pictures(shots.pictures[part])
         true = encode_clips(vae, pictures)
         history = torch.ones(len(true), dtype=torch.bool, device=device)
-        made = objective.dream(true, objective.terms(shots.pose[part], shots.scenes[part]), history, DREAMS + 1)
+        made = objective.dream(true, objective.terms_twice(shots.pose[part], shots.scenes[part]), history, DREAMS + 1)
         shown = decode_stream(vae, vae.denormalize(made)).clamp(-1, 1)
         ratios += [psnr(*pair) for pair in zip(shown, pictures, strict=True)]
         sharpness.append(gradient_energy(shown) / gradient_energy(pictures))

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.camera import intrinsics_from_view, live_motion, plucker_map, ray_directions
 from pipeline.presets import Preset, find_preset
 from pipeline.sampler import TRAINING_STEPS
-from pipeline.tiny.clips import ClipMaker
+from pipeline.tiny.clips import FADE_LATENTS, ClipMaker
 from pipeline.tiny.drawer import Drawer, Drawn, draw, drawing
 from pipeline.tiny.load import TinyWorld
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
-from pipeline.tiny.teacher_forcing import STREAMS, teacher_forcing
+from pipeline.tiny.teacher_forcing import STREAMS, alone, teacher_forcing
 from pipeline.tiny.train_vae import decode_clip, encode_clip, psnr
 from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee
 from pipeline.tiny.vae import TinyVAE
@@ -32,8 +33,9 @@ WITHOUT_HISTORY = 0.15
 FOREIGN_START = 0.1
 """Share that begins with another clip's latent frame, as a session does that begins with somebody's picture."""
 DREAMS = (0, 1, 0, 1, 2)
-"""How often, step by step, the past is replaced by what the model makes of it; from DREAMS_FROM of the time on."""
-DREAMS_FROM = 0.15
+"""How often, step by step, the past is replaced by what the model makes of it."""
+TRUE_PAST = 0.1
+"""Share of the time with a past in which it is not."""
 
 
 @dataclass
@@ -100,13 +102,26 @@ class Objective(nn.Module):
 
         latents: (B, N, C, h, w); pose: (B, N, 2, 4); scenes: (B, N, 4).
         """
-        terms = self.terms(pose, scenes)
+        terms = self.terms_twice(pose, scenes)
         history = torch.rand(len(latents), device=latents.device) > WITHOUT_HISTORY
         clean = _with_context_noise(_with_foreign_start(self.dream(latents, terms, history, dreams)))
         index = torch.randint(len(self.sigmas), latents.shape[:2], device=latents.device)
         sigma = self.levels[index]
         noisy = torch.lerp(latents, torch.randn_like(latents), sigma[:, :, None, None, None])
         return (self.predict(clean, noisy, sigma, terms, history) - latents).square().mean()
+
+    def loss_alone(self, latents: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
+        """The same without any past. A picture in which a new prompt fades in is none of pose and prompt alone."""
+        index = torch.randint(len(self.sigmas), latents.shape[:2], device=latents.device)
+        sigma = self.levels[index]
+        noisy = torch.lerp(latents, torch.randn_like(latents), sigma[:, :, None, None, None]).flatten(0, 1).unsqueeze(2)
+        times = self.transformer.embed_time(TRAINING_STEPS * sigma.flatten())
+        memory = alone(len(noisy), self.grid, self.transformer.config.head_width, latents.device)
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
+            made = self.transformer(noisy, times, *self.terms(pose, scenes), memory)
+        error = (made.squeeze(2).float() - latents.flatten(0, 1)).square().mean((1, 2, 3))
+        steady = _steady(scenes).flatten()
+        return (error * steady).sum() / steady.sum().clamp(min=1)
 
     @torch.no_grad()
     def dream(self, latents: Tensor, terms: tuple, history: Tensor, times: int = 1) -> Tensor:
@@ -135,18 +150,31 @@ class Objective(nn.Module):
             made = self.transformer(both, time_of, *terms, memory)
         return made.squeeze(2).unflatten(0, (STREAMS, *sigma.shape))[1].float()
 
-    def terms(self, pose: Tensor, scenes: Tensor) -> tuple[list[TextTerms], list[CameraTerms]]:
+    def terms_twice(self, pose: Tensor, scenes: Tensor) -> tuple[list[TextTerms], list[CameraTerms]]:
         """Text and camera of all chunks, the same for both streams."""
+        text, camera = self.terms(pose, scenes)
+        return _twice(text, TextTerms), _twice(camera, CameraTerms)
+
+    def terms(self, pose: Tensor, scenes: Tensor) -> tuple[list[TextTerms], list[CameraTerms]]:
+        """Text and camera of all chunks, a row each."""
         with torch.autocast(pose.device.type, torch.bfloat16, enabled=pose.is_cuda):
             text = self.transformer.embed_text(self.text(scenes.flatten(0, 1)))
             motion = live_motion(pose.flatten(0, 1).unsqueeze(1)).float()
             plucker = plucker_map(motion, self.directions.float())
-            camera = self.transformer.embed_camera(plucker, pose.flatten(0, 1).unsqueeze(1))
-        return _twice(text, TextTerms), _twice(camera, CameraTerms)
+            return text, self.transformer.embed_camera(plucker, pose.flatten(0, 1).unsqueeze(1))
 
 
 def _twice(terms: list, kind: Callable) -> list:
     return [kind(*(torch.cat((part, part)) for part in layer)) for layer in terms]
+
+
+def _steady(scenes: Tensor) -> Tensor:
+    """(B, N, 4) to (B, N) float32: 0 where the prompt has just changed and its picture still fades in."""
+    changes = F.pad((scenes[:, 1:] != scenes[:, :-1]).any(-1), (1, 0))
+    fading = changes
+    for later in range(1, FADE_LATENTS):
+        fading = fading | F.pad(changes[:, :-later], (later, 0))
+    return (~fading).float()
 
 
 def _with_context_noise(clean: Tensor) -> Tensor:
@@ -191,26 +219,36 @@ def _train(trainee: Trainee, progress: Progress, pool: Pool, plan: Plan, vae: Ti
     seed = 2 + 2 * trainee.steps
     here = _drawn_here(vae, plan, seed, pool.pose.device, pool)
     if draw_device is None:
-        _train_on(trainee, progress, _batches(pool, plan, here, seed))
+        _train_on(trainee, progress, plan, _batches(pool, plan, here, seed))
         return
     with drawing(draw_device, vae, seed + 1, plan) as drawer:
-        _train_on(trainee, progress, _batches(pool, plan, _drawn_there(drawer, here, plan, pool), seed))
+        _train_on(trainee, progress, plan, _batches(pool, plan, _drawn_there(drawer, here, plan, pool), seed))
 
 
-def _train_on(trainee: Trainee, progress: Progress, batches: Iterator[tuple[Tensor, ...]]) -> None:
-    learners: dict[int, Graphed] = {}
+def _train_on(trainee: Trainee, progress: Progress, plan: Plan, batches: Iterator[tuple[Tensor, ...]]) -> None:
+    learners: dict[int | None, Graphed] = {}
     while progress.goes_on:
         batch = next(batches)
-        dreams = DREAMS[progress.steps % len(DREAMS)] if progress.share > DREAMS_FROM else 0
+        dreams = _dreams(progress, plan.alone_share)
         trainee.prepare(progress.share)
         if dreams not in learners:
             learners[dreams] = Graphed(_learner(trainee, dreams), *batch)
         progress.step(learners[dreams](*batch))
 
 
-def _learner(trainee: Trainee, dreams: int) -> Callable[..., Tensor]:
+def _dreams(progress: Progress, alone_share: float) -> int | None:
+    """How often the step's past is dreamt; None for a step without a past."""
+    if progress.share < alone_share:
+        return None
+    dreaming = progress.share > alone_share + TRUE_PAST * (1 - alone_share)
+    return DREAMS[progress.steps % len(DREAMS)] if dreaming else 0
+
+
+def _learner(trainee: Trainee, dreams: int | None) -> Callable[..., Tensor]:
     def learn(latents: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
-        loss = trainee.module.loss(latents, pose, scenes, dreams)
+        objective = trainee.module
+        clips = (latents, pose, scenes)
+        loss = objective.loss_alone(*clips) if dreams is None else objective.loss(*clips, dreams)
         trainee.update(loss)
         return loss.detach()
 
@@ -262,7 +300,7 @@ def measured(objective: Objective, vae: TinyVAE, plan: Plan, device: torch.devic
     """Squared error of the latents and decibels of the pictures, after no history, a true one, and the model's own."""
     clips = ClipMaker(HELD_OUT_SEED + 1, device, plan.coarseness).make(plan.held_out, plan.chunks)
     latents = torch.stack([encode_clip(vae, pictures) for pictures in clips.pictures])
-    terms = objective.terms(clips.pose, clips.scenes)
+    terms = objective.terms_twice(clips.pose, clips.scenes)
     result = {}
     for name, past, dreams in (("without_history", False, 0), ("with_history", True, 0), ("with_own_history", True, 3)):
         history = torch.full((len(latents),), past, device=device)

@@ -84,7 +84,9 @@ class Trainee:
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-        start = torch.tensor(rate, device=device) if options else rate
+        # The rate is nought until prepare() sets it: recording a graph makes steps too, and a few at the full rate from
+        # an optimizer that knows nothing yet undo what the module has learnt before.
+        start = torch.tensor(0.0, device=device) if options else 0.0
         self.optimizer = torch.optim.AdamW(parameters, start, betas=betas, weight_decay=0.01, **options)
         self._decay = torch.zeros((), device=device)
         self.spent = 0.0
