@@ -32,8 +32,8 @@ from pipeline.vae import Residual, RMSNorm, SpatialAttention, Upsample, WanVAE
 
 TILES = {
     384: Tile(128, 128, stages=4),
-    192: Tile(128, 128, 64),
-    96: Tile(128, 64, 32),
+    192: Tile(128, 128, 64, stages=4),
+    96: Tile(128, 64, 32, warps=4),
     9: Tile(128, 16, warps=4),
 }
 """By the outputs of a convolution."""

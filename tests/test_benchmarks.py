@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from aiortc import rtcrtpreceiver
 
 from benchmarks import (
@@ -18,7 +19,9 @@ from benchmarks import (
     soak,
     start,
     throughput,
+    vae,
 )
+from kernels.conv import Plane, Tile
 from pipeline.presets import find_preset
 
 
@@ -176,3 +179,10 @@ def test_a_key_is_answered_after_half_a_chunk_and_its_making(monkeypatch):
         stage.worker.stop()
     assert found["presses"] >= 8 and found["least_fps"] > 14
     assert 60 < found["ready_ms"]["p50"] < 300 and found["ready_ms"]["p50"] < found["shown_ms"]["p50"] + 1
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 32), Tile(16, 16)])
+def test_a_row_convolutions_rate_comes_with_its_error_against_an_ordinary_convolution(tile):
+    said = vae._row_rate(Plane(5, 7), torch.randn(32, 32, 3, 3, 3) / 30, tile)
+    rate, error = said.rstrip(")").split(" (error ")
+    assert float(rate) >= 0 and 0 < float(error) < 0.01
