@@ -103,6 +103,21 @@ class WanVAEConfig:
         """Video frames in each latent frame but a stream's first, which has one."""
         return 2 ** sum(self.temporal_downsample)
 
+    @property
+    def reach(self) -> int:
+        """Latent frames that the decoder's state depends on.
+
+        Each convolution in time looks two of its own frames back, and those are finer after each doubling.
+        """
+        residual = 4.0
+        rate, reach = 1, 2 + 2 * residual
+        for doubles in (*self.temporal_downsample[::-1], None):
+            reach += (self.residual_blocks + 1) * residual / rate
+            if doubles:
+                reach += 2 / rate
+                rate *= 2
+        return math.ceil(reach + 2 / rate) + 1  # and the first after a reset has a path of its own
+
 
 class State:
     """What the convolutions of one stream remember; `fresh` until the stream's first latent frame is through."""
@@ -397,18 +412,9 @@ class _Stream:
 class WanDecoder(_Stream):
     """A StreamingDecoder: a stream's first latent frame gives 1 frame, each later one 4 (`config.group`)."""
 
-    @property
-    def reach(self) -> int:
-        """Each convolution in time looks two of its own frames back, and those are finer after each doubling."""
-        config = self.vae.config
-        residual = 4.0
-        rate, reach = 1, 2 + 2 * residual
-        for doubles in (*config.temporal_downsample[::-1], None):
-            reach += (config.residual_blocks + 1) * residual / rate
-            if doubles:
-                reach += 2 / rate
-                rate *= 2
-        return math.ceil(reach + 2 / rate) + 1  # and the first after a reset has a path of its own
+    def __init__(self, vae: "WanVAE"):
+        super().__init__(vae)
+        self.reach = vae.config.reach
 
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (C, T, h, w), T at least 1, to frames (3, N, H, W), clamped to [-1, 1]."""
