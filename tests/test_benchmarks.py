@@ -153,6 +153,22 @@ def test_the_verdict_of_a_soak_names_what_was_not_met():
     assert broken(record(), "WARNING x: a\nERROR y: b") == ["no errors in the log"]
 
 
+def test_an_engine_s_memory_is_told_once_its_histories_are_full():
+    filling = [100.0 + 5 * min(n, 20) for n in range(40)]
+    assert soak.summary(record(mb=filling, files=(20,) * 40), "")["verdict"]["memory flat"] is False
+    made = record()
+    made.samples["engine"] = [
+        {"at": 5.0 * n, "pid": 2, "mb": mb, "files": 9, "threads": 5} for n, mb in enumerate(filling)
+    ]
+    made.full_after = 70.0
+    assert broken(made) == []
+    made.full_after = 500.0
+    found = soak.summary(made, "")
+    assert found["verdict"]["memory flat"] is None and found["held"]["engine"] == [{"minutes": 3.25}]
+    made.samples["server"][-1]["mb"] = 300.0
+    assert soak.summary(made, "")["verdict"]["memory flat"] is False
+
+
 def test_the_lead_is_measured_from_the_key_to_the_frame(capsys, monkeypatch):
     monkeypatch.setattr(lead, "SETTLE_SECONDS", 0.5)
     monkeypatch.setattr(rtcrtpreceiver, "decoder_worker", rtcrtpreceiver.decoder_worker)  # visitors put theirs there
