@@ -1,33 +1,37 @@
 """From a key at the worker to the first frame that obeys it, without a network: python -m benchmarks.key_to_frame
 
 The engine in its process, as the service runs it (stream/worker.py), and viewers who take each frame at its time and
-press keys at uniformly random phases of the chunk. For each of --schedule and --chunk-latents an engine is built, and
+press keys at evenly spread phases of the chunk. For each of --schedule and --chunk-latents an engine is built, and
 looked at by as many viewers as each of --slots says. Counted are `ready`, until the first frame that obeys the key is
 in the server's process, and `shown`, until its time has come; medians and 90th percentiles in milliseconds. Beside it
 frames/s a viewer, and chunks that came late. Weights are random but for the tiny world, so --chunk-latents says nothing
 of quality: a model is made for the length that its preset has. Needs neither aiortc nor fastapi.
 
-The limit, printed for each engine, is half a chunk's playing time and one chunk's making, as prewarm measured it; where
-pictures leave as they are decoded, it is a little less. Ends with one JSON line.
+The limit, printed for each engine, is half a chunk's playing time (or making, if that is longer) and one chunk's
+making, as prewarm measured it; where pictures leave as they are decoded, it is a little less. Each figure is printed
+and kept as soon as it is there: what ends it early, Ctrl-C or SIGTERM, takes no more than what was under way. Ends with
+one JSON line.
 """
 
 import argparse
 import itertools
 import queue
 import random
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import pipeline.engine
 from benchmarks import machine
-from pipeline.chunk import Chunk, Control, SessionSpec, World
+from pipeline.chunk import Chunk, Control, Ended, SessionSpec, World
 from pipeline.engine import Engine, _grey_png
 from pipeline.presets import at_chunk, find_preset
+from pipeline.vae_precision import VAE_PRECISIONS
 from stream.orders import Close, Died, Event, Open, Progress, Ready, Refused, Steer
 from stream.pacer import Pacer
 from stream.schedule import LEAD_SECONDS, grant_of
@@ -36,8 +40,11 @@ from stream.worker import Worker
 PROMPT = "a meadow by day"
 READY_SECONDS = 540.0
 SETTLE_CHUNKS = 12
-PHASES = (0.5, 1.5)
-"""Between two keys, in chunks: uniform over one, so that each phase is as likely as another."""
+"""Each viewer sees so many before anything counts, or all that a chunk depends on if those are more."""
+SLOWEST = 6
+"""An engine that makes chunks so many times slower than they play is counted from before that."""
+GOLDEN = 0.618034
+"""Of a chunk: by so much the phase of each key is behind that of the one before, so that even a few lie evenly."""
 
 
 class Screen:
@@ -132,24 +139,42 @@ class Stage:
 
     def start(self) -> World:
         """The world, once it is warm. SystemExit with the engine's words when it cannot be."""
+        begun = time.monotonic()
         self.worker.start()
-        end = time.monotonic() + READY_SECONDS
-        while True:
-            match self._events.get(timeout=max(0.1, end - time.monotonic())):
+        while (left := begun + READY_SECONDS - time.monotonic()) > 0:
+            try:
+                event = self._events.get(timeout=left)
+            except queue.Empty:
+                break
+            match event:
                 case Ready(world):
                     self.world = world
                     return world
                 case Died(reason):
                     raise SystemExit(reason)
-                case Progress():
-                    pass
+                case Progress(done, total):
+                    print(f"  {done} of {total} warm after {time.monotonic() - begun:.0f} s", flush=True)
+        raise SystemExit(f"it was not warm after {READY_SECONDS:.0f} s")
 
     def _deliver(self, event: Event) -> None:
         match event:
             case Chunk(session) if session in self._screens:
                 self._screens[session].put(event)
-            case Ready() | Died() | Refused():
+            case Ready() | Died() | Refused() | Ended() | Progress():
                 self._events.put(event)
+
+    def _check(self) -> None:
+        """SystemExit with the engine's words when it broke or a session ended: nothing that follows would count."""
+        while not self._events.empty():
+            if isinstance(event := self._events.get(), Died | Refused | Ended):
+                raise SystemExit(event.reason)
+
+    def _settle(self, screens: list[Screen], chunk: float) -> None:
+        chunks = max(SETTLE_CHUNKS, self.world.resume_chunks)
+        end = time.monotonic() + SLOWEST * chunks * chunk
+        while time.monotonic() < end and min(each.frames for each in screens) < chunks * self.world.chunk_frames:
+            self._check()
+            time.sleep(chunk / 4)
 
     def look(self, viewers: int, seconds: float, picture: bytes | None) -> dict[str, Any]:
         """So many viewers press keys for some seconds. `picture` is what each world begins with."""
@@ -160,16 +185,18 @@ class Stage:
         for seed, screen in enumerate(screens):
             screen.begin(seed, picture)
             time.sleep(0.37 * chunk)  # no one comes in step
-        time.sleep(SETTLE_CHUNKS * chunk)
+        self._settle(screens, chunk)
         for screen in screens:
             screen.forget()
-        _press_all(screens, chunk, seconds)
+        every = max(chunk, *self.world.chunk_seconds[:viewers])
+        _press_all(screens, every, seconds)
         found = {
             "viewers": viewers,
             "least_fps": round(min(screen.frames for screen in screens) / seconds, 2),
             "chunks_late": sum(screen.late for screen in screens),
         }
-        time.sleep(2 * chunk)  # the last answers
+        time.sleep(2 * every)  # the last answers
+        self._check()
         for screen in screens:
             screen.end()
         found["presses"] = sum(len(screen.shown) for screen in screens)
@@ -178,10 +205,11 @@ class Stage:
         return found
 
 
-def _press_all(screens: list[Screen], chunk: float, seconds: float) -> None:
+def _press_all(screens: list[Screen], every: float, seconds: float) -> None:
     """Each screen's keys, in a thread of its own."""
     threads = [
-        threading.Thread(target=_press, args=(screen, seed, chunk, seconds)) for seed, screen in enumerate(screens)
+        threading.Thread(target=_press, args=(screen, seed, every, seconds), daemon=True)
+        for seed, screen in enumerate(screens)
     ]
     for thread in threads:
         thread.start()
@@ -189,12 +217,14 @@ def _press_all(screens: list[Screen], chunk: float, seconds: float) -> None:
         thread.join()
 
 
-def _press(screen: Screen, seed: int, chunk: float, seconds: float) -> None:
-    dice, end = random.Random(seed), time.monotonic() + seconds
-    while (wait := dice.uniform(*PHASES) * chunk) < end - time.monotonic():
-        time.sleep(wait)
+def _press(screen: Screen, seed: int, every: float, seconds: float) -> None:
+    begun, phase = time.monotonic(), random.Random(seed).random()
+    for number in itertools.count():
+        at = every * (number + (phase + GOLDEN * number) % 1)
+        time.sleep(max(0.0, begun + min(at, seconds) - time.monotonic()))
+        if at >= seconds:
+            break
         screen.press()
-    time.sleep(max(0.0, end - time.monotonic()))
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float | None]:
@@ -208,16 +238,16 @@ def build(preset: str, **options: Any) -> Engine:
     return pipeline.engine.build(preset, **options)
 
 
-def measure(options: argparse.Namespace, schedule: str, latents: int | None) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, schedule: str, latents: int | None) -> Iterator[dict[str, Any]]:
     """One engine, and each number of viewers."""
     preset = find_preset(options.preset)
     preset = preset if latents is None else at_chunk(preset, latents)
     weights = options.weights or (None if preset.vae == "tiny" else "random")
     counts = [int(count) for count in options.slots.split(",")]
+    named = {name: getattr(options, name) for name in ("device", "context", "precision", "vae_precision")}
     stage = Stage(
         "benchmarks.key_to_frame:build",
-        {"preset": preset.name, "weights": weights, "slots": max(counts), "schedule": schedule}
-        | {"device": options.device, "context": options.context, "precision": options.precision},
+        {"preset": preset.name, "weights": weights, "slots": max(counts), "schedule": schedule} | named,
         options.lead / 1000,
     )
     begun = time.monotonic()
@@ -226,31 +256,43 @@ def measure(options: argparse.Namespace, schedule: str, latents: int | None) -> 
         chunk = world.chunk_frames / world.fps
         made = [round(seconds, 4) for seconds in world.chunk_seconds]
         way = {"schedule": world.schedule, "chunk_latents": preset.chunk, "chunk_plays_s": chunk, "chunk_made_s": made}
-        limit = 1000 * (chunk / 2 + made[0])
+        limit = 1000 * (max(chunk, made[0]) / 2 + made[0])
         print(f"{way}, warm after {time.monotonic() - begun:.0f} s; limit: p50 {limit:.0f} ms", flush=True)
         picture = _grey_png() if world.image == "required" else None
-        runs = [{**way, **stage.look(count, options.seconds, picture)} for count in counts]
+        for count in counts:
+            yield {**way, **stage.look(count, options.seconds, picture)}
     finally:
         stage.worker.stop()
-    for run in runs:
+
+
+def measure_all(options: argparse.Namespace, runs: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Each way in its turn into `runs`, a part of `result`; one that cannot be is said and passed over."""
+    chunks = [None] if options.chunk_latents is None else [int(each) for each in options.chunk_latents.split(",")]
+
+    def take(run: dict[str, Any]) -> None:
+        runs.append(run)
         print(run, flush=True)
-    return runs
+        machine.keep(result, options.save)
+
+    for latents, schedule in itertools.product(chunks, options.schedule.split(",")):
+        try:
+            for run in measure(options, schedule, latents):
+                take(run)
+        except (ValueError, SystemExit) as error:
+            take({"schedule": schedule, "chunk_latents": latents, "failed": str(error)})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Each way in its turn; one that cannot be is said and passed over."""
+    """Measure, print the table."""
     options = _parser().parse_args(argv)
-    chunks = [None] if options.chunk_latents is None else [int(each) for each in options.chunk_latents.split(",")]
     runs: list[dict[str, Any]] = []
     result = {"benchmark": "key_to_frame", "preset": options.preset, "lead_ms": options.lead, "runs": runs}
-    result |= {"precision": options.precision, "commit": machine.commit()}
-    for latents, schedule in itertools.product(chunks, options.schedule.split(",")):
-        try:
-            runs += measure(options, schedule, latents)
-        except (ValueError, SystemExit) as error:
-            runs.append({"schedule": schedule, "chunk_latents": latents, "failed": str(error)})
-            print(runs[-1], flush=True)
-        machine.keep(result, options.save)
+    result |= {name: getattr(options, name) for name in ("precision", "vae_precision")} | {"commit": machine.commit()}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        measure_all(options, runs, result)
+    except KeyboardInterrupt:
+        print("ended early", flush=True)
     print(table(runs))
     machine.finish({**result, **machine.facts()}, options.save)  # last: asking for its name takes memory of a GPU
     return 0
@@ -279,6 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedule", default="auto", help="such as turns,batch (default: %(default)s)")
     parser.add_argument("--chunk-latents", metavar="N,...", help="latent frames a chunk (default: the preset's own)")
     parser.add_argument("--precision", default="bf16", help="of the linears: bf16 or fp8 (default: bf16)")
+    parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS, help="default: exact")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="default: %(default)g")
     parser.add_argument("--seconds", type=float, default=40.0, help="of keys for each (default: %(default)g)")

@@ -4,9 +4,10 @@ Prints the machine's own ceilings first, measured here: a large matrix product, 
 three large convolutions, a copy. Then the rates of those convolutions by way of computing them, and for each way of
 decoding frames/s (median and spread of --chunks chunks of 3 latent frames, a latent frame at a time as the engine
 decodes, and "at once"), its error against float32 (relative error, and PSNR on frames whose float32 standard deviation
-is 0.5, as random weights are scaled to), and the memory of its state and workspace. Weights are random at true size, so
-pictures are noise, the arithmetic is real. "exact", "bf16", "fp16" and "rows" are the engine's --vae-precision;
-"exact" has convolutions in TF32, as torch has by default, and errors are against "float32", which has not.
+is 0.5, as random weights are scaled to), and the memory of its state and workspace, without its own weights.
+Weights are random at true size, so pictures are noise, the arithmetic is real. "exact", "bf16", "fp16" and "rows" are
+the engine's --vae-precision; "exact" has convolutions in TF32, as torch has by default, and errors are against
+"float32", which has not.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,20 +27,25 @@ from torch import Tensor
 
 from benchmarks import machine
 from kernels.conv import Arena, Plane, Then, Tile, convolve, kernel
+from pipeline.graphs import cuda_graphs
 from pipeline.vae import WanVAE
 from pipeline.vae_precision import at_vae_precision, channels_last
-from pipeline.vae_rows import RowDecoder, prepare
+from pipeline.vae_rows import RowDecoder, Weights, prepare
 
 LATENT_FRAMES = 3
 SHAPES = {"full": (464, 832, 96), "third": (232, 416, 192), "second": (116, 208, 384)}
 """Height, width and channels of the resolutions where nearly all of the arithmetic is."""
 TILES = {
     96: [
-        Tile(128, 64, 32), Tile(128, 64, 32, warps=4), Tile(128, 64, 32, stages=4), Tile(256, 64, 32), Tile(128, 128),
-        Tile(128, 128, stages=4), Tile(256, 128),
+        Tile(128, 64, 32), Tile(128, 64, 32, warps=4), Tile(128, 64, 32, warps=4, stages=4),
+        Tile(64, 64, 32, warps=4, stages=4), Tile(256, 64, 32),
     ],
-    192: [Tile(128, 128, 64), Tile(128, 128, 64, stages=4), Tile(128, 64), Tile(256, 128, 64), Tile(128, 256)],
-    384: [Tile(128, 128), Tile(128, 128, stages=4), Tile(128, 256), Tile(256, 128)],
+    192: [
+        Tile(128, 128, 64), Tile(128, 128, 64, stages=4), Tile(64, 128, 64, warps=4), Tile(128, 64, 32, warps=4),
+    ],
+    384: [
+        Tile(128, 128, stages=4), Tile(128, 128, warps=4), Tile(128, 128, 64, stages=4), Tile(128, 256),
+    ],
 }  # fmt: skip
 
 
@@ -128,24 +136,27 @@ def _named(tile: Tile) -> str:
 
 
 def _row_rate(plane: Plane, weight: Tensor, tile: Tile) -> str:
-    """Of kernels.conv with residual, and norm where a block holds all outputs; with its relative error."""
+    """Of kernels.conv with float32 residual, and norm where a block holds all outputs; with its relative error."""
     channels = weight.shape[0]
     like = weight.new_empty(0, dtype=torch.bfloat16)
-    source, x, normed = (Arena.zeros(plane, frames, channels, like) for frames in (4, 2, 2))
-    for number in range(4):
-        source.frame(number).copy_(torch.randn_like(source.frame(number)))
-    bias, scale = weight.new_zeros(channels), weight.new_ones(channels)
-    taps = kernel(weight.bfloat16(), bias)
-    whole = tile.outputs + tile.more >= channels
+    source, normed = Arena.zeros(plane, 4, channels, like), Arena.zeros(plane, 1, channels, like)
+    x = Arena.zeros(plane, 2, channels, like.float())
+    for picture in (*map(source.frame, range(4)), x.frame(1)):
+        picture.copy_(torch.randn_like(picture))
+    bias, scale = torch.randn_like(weight[:, 0, 0, 0, 0]), weight.new_full((channels,), channels**0.5)
+    taps, whole = kernel(weight.bfloat16(), bias), tile.outputs + tile.more >= channels
     then = Then(kept=x, residual=x, normed=normed if whole else None, scale=scale)
-    numbers = [3, 0, 2, 1, *[0, 1][: 2 * whole]]
-    table = torch.tensor(numbers, dtype=torch.int32, device=weight.device)
-    convolve(source, taps, then, 1, table, tile)
-    video = torch.stack([source.frame(number) for number in (3, 0, 2)]).float().movedim(-1, 0)
-    expected = F.conv3d(video[None], weight.bfloat16().float(), padding=(0, 1, 1))[0, :, 0].movedim(0, -1)
-    error = ((x.frame(1).float() - expected).norm() / expected.norm()).item()
+    seen, residual, kept = (3, 0, 2), 1, 0
+    table = torch.tensor([*seen, residual, kept, *[0] * whole], dtype=torch.int32, device=weight.device)
+    run = partial(convolve, source, taps, then, 1, table, tile)
+    run()
+    video = torch.stack([source.frame(number) for number in seen]).float().movedim(-1, 0)
+    made = F.conv3d(video[None], weight.bfloat16().float(), bias, padding=(0, 1, 1))[0, :, 0].movedim(0, -1)
+    made += x.frame(residual)
+    pairs = [(x.frame(kept), made)] + [(normed.frame(0), F.silu(F.normalize(made, dim=-1) * scale))] * whole
+    error = max(((found.float() - right).norm() / right.norm()).item() for found, right in pairs)
     work = 54 * channels**2 * plane.height * plane.width
-    return f"{_tflops(work, lambda: convolve(source, taps, then, 1, table, tile))} (error {error:.1e})"
+    return f"{_tflops(work, run)} (error {error:.1e})"
 
 
 def attention_times(device: torch.device) -> dict[str, Any]:
@@ -184,27 +195,27 @@ def decoding(options: argparse.Namespace, device: torch.device, rows: bool) -> d
 
 
 def ways(vae: WanVAE, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
-    """Makers of decoders by name."""
+    """Makers of VAEs by name."""
+    size = shape[2:]
 
-    def graphed() -> RowDecoder:
-        decoder = RowDecoder(vae, *shape[2:])
-        for _ in range(2):
-            _decoded(decoder, torch.zeros(shape, device=vae.conv1.weight.device))
-        decoder.capture(1)
+    def graphed(weights: Weights) -> RowDecoder:
+        decoder = RowDecoder(weights, *size)
+        _decoded(decoder, torch.zeros(shape, device=vae.conv1.weight.device))
+        decoder.record(cuda_graphs())
         return decoder
 
     found = {
-        "exact": lambda: vae.decoder(),
-        "bf16 as it comes": lambda: _copy(vae, torch.bfloat16).decoder(),
-        "bf16": lambda: at_vae_precision(vae, "bf16", shape[2:]).decoder(),
-        "fp16": lambda: at_vae_precision(vae, "fp16", shape[2:]).decoder(),
-        "float32": lambda: vae.decoder(),
-        "exact channels-last tuned": lambda: channels_last(_copy(vae, torch.float32)).decoder(),
+        "exact": lambda: vae,
+        "bf16 as it comes": lambda: _copy(vae, torch.bfloat16),
+        "bf16": lambda: at_vae_precision(vae, "bf16", size),
+        "fp16": lambda: at_vae_precision(vae, "fp16", size),
+        "float32": lambda: vae,
+        "exact channels-last tuned": lambda: channels_last(_copy(vae, torch.float32)),
     }
     if torch.cuda.is_available():
-        found["rows"] = lambda: at_vae_precision(vae, "rows", shape[2:]).decoder()
-        found["rows fp16"] = lambda: RowDecoder(vae, *shape[2:], prepare(vae, torch.float16))
-        found["rows graph"] = graphed
+        found["rows"] = lambda: at_vae_precision(vae, "rows", size)
+        found["rows fp16"] = lambda: SimpleNamespace(decoder=partial(RowDecoder, prepare(vae, torch.float16), *size))
+        found["rows graph"] = lambda: SimpleNamespace(decoder=partial(graphed, prepare(vae)))
     return found
 
 
@@ -214,7 +225,9 @@ def measure(make: Callable[[], Any], chunks: list[Tensor], expected: Tensor, cou
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
     begun = time.perf_counter()
-    decoder = make()
+    vae = make()
+    weights = torch.cuda.memory_allocated() - before if on_gpu else 0
+    decoder = vae.decoder()
     frames = _frames(decoder, chunks)
     ready = time.perf_counter() - begun
     error = ((frames - expected).norm() / expected.norm()).item()
@@ -223,16 +236,17 @@ def measure(make: Callable[[], Any], chunks: list[Tensor], expected: Tensor, cou
     _decoded(decoder, chunks[1])
     if on_gpu:
         torch.cuda.empty_cache()
-        kept = torch.cuda.memory_allocated() - before
+        kept = torch.cuda.memory_allocated() - before - weights
         torch.cuda.reset_peak_memory_stats()
     found = {"frames_s": rate(decoder, chunks[1].split(1, dim=1), count)}
     found |= {"error": f"{error:.2e}", "psnr_db": round(psnr, 1), "ready_s": round(ready, 1)}
     if on_gpu:
-        peak = torch.cuda.max_memory_allocated() - before
-        found |= {"held_gb": round(kept / 1e9, 3), "peak_gb": round(peak / 1e9, 3)}
+        peak = torch.cuda.max_memory_allocated() - before - weights
+        found |= {f"{name}_gb": round(each / 1e9, 3) for name, each in (("own_weights", weights), ("held", kept))}
+        found["peak_gb"] = round(peak / 1e9, 3)
     found["at_once_frames_s"] = rate(decoder, [chunks[1]], count)
-    if isinstance(decoder, RowDecoder) and not decoder._graphs:
-        found["steps_ms"] = step_times(decoder, chunks[1][:, :1])
+    if isinstance(decoder, RowDecoder):
+        found["steps_ms"] = step_times(decoder)
     return found
 
 
@@ -246,21 +260,21 @@ def rate(decoder: Any, parts: Sequence[Tensor], count: int) -> list[float]:
     return [round(value, 1) for value in (statistics.median(rates), min(rates), max(rates))]
 
 
-def step_times(decoder: RowDecoder, latent: Tensor) -> dict[str, str]:
+def step_times(decoder: RowDecoder) -> dict[str, str]:
     """Milliseconds of a latent frame by kind of step, the largest first, and how many there are; each waited for."""
-    steps = decoder.steps(latent.shape[1])
-    numbers = [step.plan() for step in steps]
-    flat = torch.tensor([each for some in numbers for each in some], dtype=torch.int32, device=latent.device)
+    program = decoder.program()
+    program.plan()
+    steps = program.launches()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
     torch.cuda.synchronize()
     marks[0].record()
-    for step, part, mark in zip(steps, flat.split([len(some) for some in numbers]), marks[1:], strict=True):
-        step.launch(part)
+    for (_, launch), mark in zip(steps, marks[1:], strict=True):
+        launch()
         mark.record()
     torch.cuda.synchronize()
     found: dict[str, list[float]] = {}
-    for step, begun, ended in zip(steps, marks, marks[1:], strict=False):
-        found.setdefault(step.name, []).append(begun.elapsed_time(ended))
+    for (name, _), begun, ended in zip(steps, marks, marks[1:], strict=False):
+        found.setdefault(name, []).append(begun.elapsed_time(ended))
     ordered = sorted(found.items(), key=lambda item: -sum(item[1]))
     return {name: f"{sum(times):.2f} in {len(times)}" for name, times in ordered}
 

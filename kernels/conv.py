@@ -140,7 +140,6 @@ class Then(NamedTuple):
     residual: Arena | None = None
     normed: Arena | None = None
     scale: Tensor | None = None
-    interleaved: bool = False
 
 
 def conv_missing(device: torch.device) -> str | None:
@@ -158,10 +157,9 @@ def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor,
     """Result n of `count` sees the pictures table[n] to table[n + frames - 1] of source.
 
     table, int32: count + frames - 1 pictures of source, then for each of `residual`, `kept`, `normed` that there are
-    count more. `kept` may be `residual`. With `interleaved` O is twice the channels of `kept`, and a result is two
-    pictures: `kept` has 2 * count numbers. With 4 phases the results lie on the doubled plane. Where `normed` is
-    wanted, tile.outputs + tile.more is at least O. Margins of what is written are zeros. On a GPU it takes compute
-    capability 9; on a CPU it is computed plainly, for checking.
+    count more. `kept` may be `residual`. With 4 phases the results lie on the doubled plane. Where `normed` is wanted,
+    tile.outputs + tile.more is at least O. Margins of what is written are zeros, but on a doubled plane they are left
+    as they are. On a GPU it takes compute capability 9; on a CPU it is computed plainly, for checking.
     """
     if not source.rows.is_cuda:
         return _convolve_plainly(source, taps, then, count, table.tolist())
@@ -172,10 +170,9 @@ def _launch(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, 
     """convolve() in a kernel."""
     plane, made = source.plane, (then.kept or then.normed)
     span = taps.weights.shape[1] // (taps.frames * taps.lines)
-    channels = made.channels
     residual_at = count + taps.frames - 1
     kept_at = residual_at + count * (then.residual is not None)
-    normed_at = kept_at + count * (1 + then.interleaved) * (then.kept is not None)
+    normed_at = kept_at + count * (then.kept is not None)
     assert len(table) == normed_at + count * (then.normed is not None), (len(table), normed_at)
     rows = _rows_of(source, span, tile)
     parts = [
@@ -190,11 +187,11 @@ def _launch(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, 
         *((each or made).rows for each in places),
         plane.pixels, plane.stride, plane.lead, plane.height, plane.width,
         made.plane.pixels, made.plane.stride, made.plane.lead,
-        taps.outputs, channels, residual_at, kept_at, normed_at,
+        taps.outputs, residual_at, kept_at, normed_at,
         BLOCKS=blocks, FRAMES=taps.frames, LINES=taps.lines, SPAN=span // DEPTH, UP=taps.up, LEFT=taps.left,
         PHASES=taps.phases, ROWS=tile.rows, FIRST=tile.outputs, MORE=tile.more, DEPTH=DEPTH,
         RESIDUAL=then.residual is not None, KEPT=then.kept is not None, NORMED=then.normed is not None,
-        PAIRS=then.interleaved, num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -203,18 +200,16 @@ def _convolve_plainly(source: Arena, taps: Kernel, then: Then, count: int, table
     pictures, places = table[: count + taps.frames - 1], iter(table[count + taps.frames - 1 :])
     at = {}
     for name, arena in (("residual", then.residual), ("kept", then.kept), ("normed", then.normed)):
-        pairs = 1 + (then.interleaved and name == "kept")
-        at[name] = [[next(places) for _ in range(pairs)] for _ in range(count if arena else 0)]
+        at[name] = [next(places) for _ in range(count if arena else 0)]
     for number in range(count):
         made = _phases_joined([_products(source, taps, pictures[number:], phase) for phase in range(taps.phases)])
         made = made + taps.bias
         if then.residual is not None:
-            made = made + then.residual.frame(at["residual"][number][0]).float()
+            made = made + then.residual.frame(at["residual"][number]).float()
         if then.kept is not None:
-            for place, half in zip(at["kept"][number], made.split(then.kept.channels, dim=-1), strict=True):
-                then.kept.frame(place).copy_(half)
+            then.kept.frame(at["kept"][number]).copy_(made)
         if then.normed is not None:
-            then.normed.frame(at["normed"][number][0]).copy_(F.silu(F.normalize(made, dim=-1) * then.scale))
+            then.normed.frame(at["normed"][number]).copy_(F.silu(F.normalize(made, dim=-1) * then.scale))
 
 
 def _products(source: Arena, taps: Kernel, pictures: Sequence[int], phase: int) -> Tensor:
@@ -261,17 +256,26 @@ def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, ta
     )  # fmt: skip
 
 
-def add_shares(shares: Arena, table: Tensor, frame: Tensor) -> None:
-    """frame (3, H, W) = the sum over t of the channels 3t to 3t + 2 of shares' picture table[t]; all float32."""
+def add_shares(shares: Arena, late: Tensor, frame: Tensor) -> None:
+    """frame (3, H, W) = late[0] + the last three channels of the shares' picture; all float32.
+
+    late (2, 3, H, W), what is known of the next two frames, moves on by a frame: the three channels in the middle are
+    for the next one, the first three for the one behind it.
+    """
+    if shares.rows.is_cuda:
+        _launch_shares(shares, late, frame)
+    else:
+        third, second, first = shares.frame(0).movedim(-1, 0).split(3)
+        frame.copy_(late[0] + first)
+        late[0] = late[1] + second
+        late[1] = third
+
+
+def _launch_shares(shares: Arena, late: Tensor, frame: Tensor) -> None:
     plane, block = shares.plane, 1024
-    if not shares.rows.is_cuda:
-        parts = [shares.frame(number)[..., 3 * age : 3 * age + 3] for age, number in enumerate(table.tolist())]
-        frame.copy_(sum(parts).movedim(-1, 0))
-        return
     _add_shares[(triton.cdiv(plane.height * plane.width, block),)](
-        shares.rows, table, frame, plane.pixels, plane.stride, plane.lead, plane.width, plane.height * plane.width,
-        BLOCK=block,
-    )  # fmt: skip
+        shares.rows, late, frame, plane.stride, plane.lead, plane.width, plane.height * plane.width, BLOCK=block
+    )
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
@@ -332,24 +336,28 @@ if triton is not None:
         tl.store(out + target + column[None, :], normed.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _add_shares(shares, table, frame, pixels, stride, lead, width, count, BLOCK: tl.constexpr):
+    def _add_shares(shares, late, frame, stride, lead, width, count, BLOCK: tl.constexpr):
         pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        row = pixel // width * stride + pixel % width + lead
+        inside = pixel < count
+        row = (pixel // width * stride + pixel % width + lead) * 9
         for colour in tl.static_range(3):
-            total = tl.zeros((BLOCK,), dtype=tl.float32)
-            for age in tl.static_range(3):
-                places = (tl.load(table + age) * pixels + row).to(tl.int64) * 9 + 3 * age + colour
-                total += tl.load(shares + places, mask=pixel < count, other=0.0)
-            tl.store(frame + colour * count + pixel, total, mask=pixel < count)
+            place = colour * count + pixel
+            next_one = tl.load(late + place, mask=inside, other=0.0)
+            behind_it = tl.load(late + 3 * count + place, mask=inside, other=0.0)
+            tl.store(frame + place, next_one + tl.load(shares + row + 6 + colour, mask=inside, other=0.0), mask=inside)
+            second = tl.load(shares + row + 3 + colour, mask=inside, other=0.0)
+            tl.store(late + place, behind_it + second, mask=inside)
+            third = tl.load(shares + row + colour, mask=inside, other=0.0)
+            tl.store(late + 3 * count + place, third, mask=inside)
 
     @triton.jit
     def _complete(
-        total, output, bias, residual, kept, at_residual, at_kept, channel, width, valid, written,
+        total, bias, residual, kept, at_residual, at_kept, channel, width, valid, written,
         RESIDUAL: tl.constexpr, KEPT: tl.constexpr,
     ):  # fmt: skip
         """Bias, residual, zeros in the margins; stored if wanted."""
         real = (channel < width)[None, :]
-        total += tl.load(bias + output, mask=channel < width, other=0.0)[None, :]
+        total += tl.load(bias + channel, mask=channel < width, other=0.0)[None, :]
         if RESIDUAL:
             places = at_residual[:, None] * width + channel[None, :]
             total += tl.load(residual + places, mask=valid[:, None] & real, other=0.0).to(tl.float32)
@@ -427,8 +435,8 @@ if triton is not None:
     @triton.jit
     def _finish(
         total, other, output, more, bias, scale, residual, kept, normed, table, number, place, valid, written,
-        out_pixels, channels, half, residual_at, kept_at, normed_at,
-        MORE: tl.constexpr, RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr, PAIRS: tl.constexpr,
+        out_pixels, outputs, residual_at, kept_at, normed_at,
+        MORE: tl.constexpr, RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr,
     ):  # fmt: skip
         """What becomes of the sums, see Then."""
         at_residual = place
@@ -436,32 +444,27 @@ if triton is not None:
         if RESIDUAL:
             at_residual = _in_picture(place, table, residual_at + number, out_pixels)
         if KEPT:
-            picture = number * 2 + half if PAIRS else number
-            at_kept = _in_picture(place, table, kept_at + picture, out_pixels)
-        channel = output - half * channels
-        channel_more = more - half * channels
+            at_kept = _in_picture(place, table, kept_at + number, out_pixels)
         total = _complete(
-            total, output, bias, residual, kept, at_residual, at_kept, channel, channels, valid, written,
-            RESIDUAL, KEPT,
-        )  # fmt: skip
+            total, bias, residual, kept, at_residual, at_kept, output, outputs, valid, written, RESIDUAL, KEPT
+        )
         if MORE:
             other = _complete(
-                other, more, bias, residual, kept, at_residual, at_kept, channel_more, channels, valid, written,
-                RESIDUAL, KEPT,
-            )  # fmt: skip
+                other, bias, residual, kept, at_residual, at_kept, more, outputs, valid, written, RESIDUAL, KEPT
+            )
         if NORMED:
             at = _in_picture(place, table, normed_at + number, out_pixels)
-            _norm_both(total, other, scale, normed, at, channel, channel_more, channels, written, MORE)
+            _norm_both(total, other, scale, normed, at, output, more, outputs, written, MORE)
 
     @triton.jit
     def _convolve(
         rows, first_part, second_part, table, bias, scale, residual, kept, normed,
         pixels, stride, lead, height, width, out_pixels, out_stride, out_lead,
-        outputs, channels, residual_at, kept_at, normed_at,
+        outputs, residual_at, kept_at, normed_at,
         BLOCKS: tl.constexpr, FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
         UP: tl.constexpr, LEFT: tl.constexpr, PHASES: tl.constexpr,
         ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
-        RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr, PAIRS: tl.constexpr,
+        RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr,
     ):  # fmt: skip
         block = tl.program_id(0) % BLOCKS
         phase = tl.program_id(0) // BLOCKS
@@ -476,12 +479,11 @@ if triton is not None:
         )  # fmt: skip
         row = first_row + tl.arange(0, ROWS)
         place, valid, written = _place(row, pixels, stride, height, width, down, right, out_stride, out_lead, PHASES)
-        half = first_output // channels if PAIRS else 0
         output = first_output + tl.arange(0, FIRST)
         more = output
         if MORE:
             more = first_output + FIRST + tl.arange(0, MORE)
         _finish(
             total, other, output, more, bias, scale, residual, kept, normed, table, number, place, valid, written,
-            out_pixels, channels, half, residual_at, kept_at, normed_at, MORE, RESIDUAL, KEPT, NORMED, PAIRS,
+            out_pixels, outputs, residual_at, kept_at, normed_at, MORE, RESIDUAL, KEPT, NORMED,
         )  # fmt: skip

@@ -161,8 +161,8 @@ def _weights_of(vae: VAE) -> list[Tensor]:
 
 def _decoding(decoder: StreamingDecoder, latent: Tensor, frames: tuple[int, ...]) -> int:
     """The most that lives while a latent frame is decoded, as the engine does one at a time."""
-    if isinstance(decoder, RowDecoder):  # it works in what it keeps, and its pictures are copied, joined and clamped
-        return 3 * _bytes([torch.empty(frames)])
+    if isinstance(decoder, RowDecoder):  # it works in what it keeps, and its pictures are copied out
+        return _bytes([torch.empty(frames)])
     decoder.decode(latent)  # a stream's first is shorter
     return _peak(lambda: decoder.decode(latent))
 
@@ -214,7 +214,9 @@ def _denoising(preset: Preset, model: Transformer, slots: int) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum({id(each): each.numel() * each.element_size() for each in tensors}.values())
+    """What lies in the same place counts once."""
+    places = [each.untyped_storage() for each in tensors]
+    return sum({place._cdata: place.nbytes() for place in places}.values())
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from pipeline.batch import Owed, joined
 from pipeline.chunk import Control, Ended, Session
 from pipeline.device import to_device
 from pipeline.history import Made, by_chunk, plan_rebuild
+from pipeline.presets import Preset
 from pipeline.slots import Slot
 from pipeline.transformer import TextTerms
 
@@ -137,7 +138,7 @@ class Revival:
     @property
     def kept_chunks(self) -> int:
         """Of how many of a session's newest chunks the latents are kept."""
-        return max(self.needed_chunks + 1, HISTORY_BYTES // (4 * math.prod(self._preset.latent_shape)))
+        return max(self.needed_chunks + 1, chunks_in_history(self._preset))
 
     def _stacked(self, latents: Sequence[Tensor]) -> np.ndarray:
         return torch.stack(latents).cpu().numpy() if latents else np.empty((0, *self._preset.latent_shape), np.float32)
@@ -152,6 +153,11 @@ class Revival:
             )
         if len(data.first) != min(data.chunk, self._sight.sink_chunks):
             raise ValueError(f"it has {len(data.first)} first chunks; {self._sight.sink_chunks} are in the sink")
+
+
+def chunks_in_history(preset: Preset) -> int:
+    """The latents of so many chunks fit into what a live session's may take."""
+    return HISTORY_BYTES // (4 * math.prod(preset.latent_shape))
 
 
 class _Texts:

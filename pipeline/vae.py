@@ -103,6 +103,21 @@ class WanVAEConfig:
         """Video frames in each latent frame but a stream's first, which has one."""
         return 2 ** sum(self.temporal_downsample)
 
+    @property
+    def reach(self) -> int:
+        """Latent frames that the decoder's state depends on.
+
+        Each convolution in time looks two of its own frames back, and those are finer after each doubling.
+        """
+        residual = 4.0
+        rate, reach = 1, 2 + 2 * residual
+        for doubles in (*self.temporal_downsample[::-1], None):
+            reach += (self.residual_blocks + 1) * residual / rate
+            if doubles:
+                reach += 2 / rate
+                rate *= 2
+        return math.ceil(reach + 2 / rate) + 1  # and the first after a reset has a path of its own
+
 
 class State:
     """What the convolutions of one stream remember; `fresh` until the stream's first latent frame is through."""
@@ -133,7 +148,8 @@ class CausalConv3d(nn.Conv3d):
         return super().forward(state.extend(self, x, frames) if frames else x)
 
     def settle(self, x: Tensor) -> Tensor:
-        return self(_held(x, x.shape[2] + self.kernel_size[0] - 1), State())
+        frames = self.kernel_size[0] - 1
+        return super().forward(_held(x, x.shape[2] + frames, frames) if frames else x)
 
 
 class RMSNorm(nn.Module):
@@ -173,8 +189,10 @@ class Residual(nn.Module):
 
     def settle(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut.settle(x)
-        settled = _settle(self.residual, x)
-        return _held(shortcut, settled.shape[2]) + settled
+        settled, frames = _settle(self.residual, x), x.shape[2]
+        settled[:, :, :frames] += shortcut
+        settled[:, :, frames:] += shortcut[:, :, -1:]
+        return settled
 
 
 class SpatialAttention(nn.Module):
@@ -272,9 +290,16 @@ def _settle(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def _held(x: Tensor, frames: int) -> Tensor:
-    """x (1, C, N, H, W) with its last frame repeated until there are `frames`."""
-    return torch.cat((x, x[:, :, -1:].expand(-1, -1, frames - x.shape[2], -1, -1)), dim=2)
+def _held(x: Tensor, frames: int, before: int = 0) -> Tensor:
+    """x (1, C, N, H, W) and its last frame again until there are `frames`, behind `before` of zeros; laid out as x."""
+    last = x.movedim(1, -1).is_contiguous()
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    shape = (*x.shape[:2], before + frames, *x.shape[3:])
+    held, end = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout), before + x.shape[2]
+    held[:, :, :before] = 0
+    held[:, :, before:end] = x
+    held[:, :, end:] = x[:, :, -1:]
+    return held
 
 
 def _middle(channels: int) -> nn.Sequential:
@@ -397,18 +422,9 @@ class _Stream:
 class WanDecoder(_Stream):
     """A StreamingDecoder: a stream's first latent frame gives 1 frame, each later one 4 (`config.group`)."""
 
-    @property
-    def reach(self) -> int:
-        """Each convolution in time looks two of its own frames back, and those are finer after each doubling."""
-        config = self.vae.config
-        residual = 4.0
-        rate, reach = 1, 2 + 2 * residual
-        for doubles in (*config.temporal_downsample[::-1], None):
-            reach += (config.residual_blocks + 1) * residual / rate
-            if doubles:
-                reach += 2 / rate
-                rate *= 2
-        return math.ceil(reach + 2 / rate) + 1  # and the first after a reset has a path of its own
+    def __init__(self, vae: "WanVAE"):
+        super().__init__(vae)
+        self.reach = vae.config.reach
 
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (C, T, h, w), T at least 1, to frames (3, N, H, W), clamped to [-1, 1]."""

@@ -9,7 +9,7 @@ quick it is, `python -m benchmarks.vae` measures.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,7 @@ class HalfVAE:
     """A copy of the weights in 16 bits, channels last."""
 
     def __init__(self, vae: WanVAE, dtype: torch.dtype):
-        self._half = channels_last(copy.deepcopy(vae).to(dtype))
-        self.dtype = dtype
+        self._half, self.dtype = _copied(vae, dtype), dtype
 
     def decoder(self) -> StreamingDecoder:
         return _TunedDecoder(self._half.decoder())
@@ -68,11 +67,17 @@ class RowVAE(HalfVAE):
     """Decodes with the kernels of kernels.conv; the weights that these see are made once for all streams."""
 
     def __init__(self, vae: WanVAE, size: tuple[int, int]):
-        super().__init__(vae, DTYPES["rows"])
-        self._whole, self._size, self._weights = vae, size, prepare(vae, DTYPES["rows"])
+        self.dtype, self._size = DTYPES["rows"], size
+        self._half = _copied(vae, self.dtype, without=("decoder", "conv2"))
+        self._weights = prepare(vae, self.dtype)
 
     def decoder(self) -> StreamingDecoder:
-        return RowDecoder(self._whole, *self._size, self._weights)
+        return RowDecoder(self._weights, *self._size)
+
+
+def _copied(vae: WanVAE, dtype: torch.dtype, without: Iterable[str] = ()) -> WanVAE:
+    left_out = {id(vae._modules[name]): None for name in without}  # for deepcopy these are copied already, as None
+    return channels_last(copy.deepcopy(vae, left_out).to(dtype))
 
 
 class _TunedDecoder:

@@ -1,12 +1,12 @@
 """The Wan decoder on a Hopper GPU in bfloat16: the same network as pipeline.vae over the kernels of kernels.conv.
 
 Pictures are rows of channels (see kernels.conv). Every causal convolution has two pictures of its input as its past;
-they stay where they were written, in a ring of one arena for each resolution, and a table says where. What is large
-goes through one picture at a time, so beside the past there is room for few. All that convolutions see is
-bfloat16; they accumulate in float32, and sums between them are stored and normed in float32. The last convolution keeps
-no past: each picture's share of the three that see it is added up in float32.
+they stay where they were written, in a ring of one arena for each resolution, and a table says where. One picture at a
+time goes through each resolution, so beside the past there is room for two, and where one is summed. All that
+convolutions see is bfloat16; they accumulate in float32, and sums between them are stored and normed in float32. The
+last convolution keeps no past: each picture's share of the three that see it is added up in float32.
 
-C channels, N frames of a step, T latent frames, h w latent height and width.
+C channels, T latent frames, h w latent height and width, H W picture height and width in pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,24 @@ from kernels.conv import (
     kernel,
     norm_silu_frames,
 )
-from pipeline.vae import Residual, RMSNorm, SpatialAttention, Upsample, WanVAE
+from pipeline.vae import RMSNorm, SpatialAttention, Upsample, WanVAE, WanVAEConfig
 
 TILES = {
     384: Tile(128, 128, stages=4),
-    192: Tile(128, 128, 64),
-    96: Tile(128, 64, 32),
+    192: Tile(128, 128, 64, stages=4),
+    96: Tile(128, 64, 32, warps=4),
     9: Tile(128, 16, warps=4),
 }
 """By the outputs of a convolution."""
-MOST = 4  # latent frames that go through the lowest resolution at once
+BOTH = [f"{block}{conv}" for block in range(3) for conv in (0, 1)]
+LAYERS = [
+    ["middle00", "middle01", "middle20", "middle21", *BOTH, "time"], [*BOTH[1:], "time"], BOTH, BOTH, ["00"],
+]  # fmt: skip
+"""What has a past, by arena: one for each resolution, and one for the first of the second, which has fewer channels."""
+NARROW = 4  # that one
+
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""From a run on fixed addresses to one that repeats it and gives a result of its own, as pipeline.graphs.Capture."""
 
 
 class Rings:
@@ -46,19 +54,33 @@ class Rings:
     def __init__(self, layers: Sequence[str], free: int):
         self._past = {layer: [2 * number, 2 * number + 1] for number, layer in enumerate(layers)}
         self._free = list(range(2 * len(layers), 2 * len(layers) + free))
+        self._passing: dict[str, int] = {}
 
-    def extend(self, layer: str, count: int) -> list[int]:
-        """`count` new pictures behind the layer's past; their numbers."""
-        new = [self._free.pop() for _ in range(count)]
-        self._past[layer] += new
-        return new
+    def extend(self, layer: str) -> int:
+        """A new picture behind the layer's past; its number."""
+        self._past[layer].append(self._free.pop())
+        return self._past[layer][-1]
+
+    def see(self, layer: str) -> list[int]:
+        """The past and the new picture."""
+        return list(self._past[layer])
 
     def read(self, layer: str) -> list[int]:
-        """The past and the new pictures; all but the last two are free from the next call on."""
+        """The same for the last time: all but the last two are free from the next call on."""
         frames = self._past[layer]
         self._past[layer] = frames[-2:]
         self._free[:0] = frames[:-2]
         return frames
+
+    def lend(self, name: str) -> int:
+        """A picture that is read once and is nobody's past."""
+        self._passing[name] = self._free.pop()
+        return self._passing[name]
+
+    def take_back(self, name: str) -> list[int]:
+        number = self._passing.pop(name)
+        self._free.insert(0, number)
+        return [number]
 
 
 class Step(NamedTuple):
@@ -72,364 +94,352 @@ class Step(NamedTuple):
     launch: Callable[[Tensor], None]
 
 
-class Weights(NamedTuple):
-    """Of the decoder, in bfloat16, as the kernels want them; norms and biases in float32."""
+class Program:
+    """The launches of a latent frame, and their tables, one behind the other in a tensor that stays."""
 
-    kernels: dict[torch.nn.Module, Kernel]
-    scales: dict[torch.nn.Module, Tensor]
-    head: Kernel
+    def __init__(self, steps: list[Step], device: torch.device):
+        self.steps, self._device = steps, device
+        self._table: Tensor | None = None
+
+    def plan(self) -> None:
+        """Where the pictures of the next launch lie; a stream's next latent frame each time."""
+        numbers = [step.plan() for step in self.steps]
+        flat = torch.tensor([each for some in numbers for each in some], dtype=torch.int32)
+        if self._table is None:
+            self._table = torch.empty_like(flat, device=self._device)
+            self._parts = self._table.split([len(some) for some in numbers])
+        if self._table.is_cuda:
+            flat = flat.pin_memory()
+        self._table.copy_(flat, non_blocking=True)
+
+    def launches(self) -> list[tuple[str, Callable[[], None]]]:
+        """By name, for who measures them."""
+        return [
+            (step.name, lambda step=step, part=part: step.launch(part))
+            for step, part in zip(self.steps, self._parts, strict=True)
+        ]
+
+    def launch(self) -> None:
+        for step, part in zip(self.steps, self._parts, strict=True):
+            step.launch(part)
+
+
+class Attention(NamedTuple):
+    """Of the middle, in the dtype of the decoder."""
+
+    to_qkv: tuple[Tensor, Tensor]
+    proj: tuple[Tensor, Tensor]
+
+
+class Weights(NamedTuple):
+    """Of the decoder, in bfloat16, as the kernels want them, by the module's name; norms and biases in float32.
+
+    `enter` is the convolution before the decoder, a matrix and a bias in float32. A convolution in time makes two
+    pictures; it lies here as two.
+    """
+
+    config: WanVAEConfig
+    kernels: dict[str, Kernel]
+    scales: dict[str, Tensor]
+    attention: Attention
+    enter: tuple[Tensor, Tensor]
     dtype: torch.dtype
 
 
 def prepare(vae: WanVAE, dtype: torch.dtype = torch.bfloat16) -> Weights:
+    """Copies all: nothing of `vae` stays in use."""
     decoder = vae._modules["decoder"]
     kernels, scales = {}, {}
-    for module in decoder.modules():
+    for name, module in decoder.named_modules():
         if isinstance(module, RMSNorm):
-            scales[module] = (module.gamma.float().flatten() * module.gamma.numel() ** 0.5).contiguous()
+            scales[name] = (module.gamma.float().flatten() * module.gamma.numel() ** 0.5).contiguous()
         elif isinstance(module, Upsample):
             conv = module.resample[1]
-            kernels[module] = _cast(doubling_kernel(conv.weight.float(), conv.bias), dtype)
-        elif isinstance(module, torch.nn.Conv3d):
-            kernels[module] = _cast(kernel(module.weight, module.bias), dtype)
+            kernels[name] = doubling_kernel(conv.weight.float(), conv.bias)
+        elif name.endswith("time_conv"):
+            for half, (weight, bias) in enumerate(zip(module.weight.chunk(2), module.bias.chunk(2), strict=True)):
+                kernels[f"{name}.{half}"] = kernel(weight, bias)
+        elif isinstance(module, torch.nn.Conv3d) and module is not decoder.head[2]:
+            kernels[name] = kernel(module.weight, module.bias)
     last = decoder.head[2]
     shares = last.weight.movedim(2, 0).flatten(0, 1)  # (3 * 3, C, 3, 3): by how many frames later, then by colour
-    head = kernel(shares, torch.cat((last.bias.new_zeros(6), last.bias)))
-    return Weights(kernels, scales, _cast(head, dtype), dtype)
+    kernels["head"] = kernel(shares, torch.cat((last.bias.new_zeros(6), last.bias)))
+    kernels = {name: _own(taps, dtype) for name, taps in kernels.items()}
+    enter = (vae.conv2.weight.flatten(1).float().clone(), vae.conv2.bias.float().clone())
+    return Weights(vae.config, kernels, scales, _attention(decoder.middle[1], dtype), enter, dtype)
 
 
-def _cast(taps: Kernel, dtype: torch.dtype) -> Kernel:
-    return taps._replace(weights=taps.weights.to(dtype))
+def _own(taps: Kernel, dtype: torch.dtype) -> Kernel:
+    return taps._replace(weights=taps.weights.to(dtype, copy=True), bias=taps.bias.clone())
+
+
+def _attention(layer: SpatialAttention, dtype: torch.dtype) -> Attention:
+    parts = ((conv.weight.flatten(1), conv.bias) for conv in (layer.to_qkv, layer.proj))
+    return Attention(*(tuple(each.to(dtype, copy=True) for each in pair) for pair in parts))
+
+
+class Place(NamedTuple):
+    """Pictures of an arena: `numbers` says which, each time anew."""
+
+    arena: Arena
+    numbers: Callable[[], list[int]]
 
 
 class RowDecoder:
     """A StreamingDecoder as pipeline.vae.WanDecoder is, for latents of one size."""
 
-    def __init__(self, vae: WanVAE, height: int, width: int, weights: Weights | None = None, groups=(2, 1)):
-        """height, width: of the latents. `groups`: frames that go through the second and third resolution at once."""
-        self.vae, self._weights = vae, weights or prepare(vae)
-        self._decoder = vae._modules["decoder"]
-        self._planes = [Plane(height, width)]
-        for _ in range(3):
-            self._planes.append(self._planes[-1].doubled)
-        self._groups = groups
-        self._programs: dict[tuple[int, bool], list[Step]] = {}
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._make_arenas()
-        self._mean, self._std = (self._input.new_tensor(each) for each in (vae.config.mean, vae.config.std))
+    def __init__(self, weights: Weights, height: int, width: int):
+        """height, width: of the latents."""
+        self._weights, self.reach = weights, weights.config.reach
+        self._programs: dict[bool, Program] = {}
+        self._replay: Callable[[], Tensor] | None = None
+        self._make_arenas(height, width)
+        self._mean, self._std = (self._input.new_tensor(each) for each in (weights.config.mean, weights.config.std))
         self.reset()
-
-    @property
-    def reach(self) -> int:
-        return self.vae.decoder().reach
 
     # What a stream keeps, and what a step needs
 
-    def _make_arenas(self) -> None:
-        stages = [layer for layer in self._decoder.upsamples if isinstance(layer, Residual)]
-        self._blocks = [stages[3 * stage : 3 * stage + 3] for stage in range(4)]
-        self._ups = [layer for layer in self._decoder.upsamples if isinstance(layer, Upsample)]
-        lowest, second, third, full = self._planes
-        like = self.vae.conv1.weight.new_empty(0, dtype=self._weights.dtype)
-        wide, mid, narrow = (self._channels(stage) for stage in (0, 2, 3))
-        two, three = self._groups
-        both = [f"{block}{conv}" for block in range(3) for conv in (0, 1)]
-        self._layers = [
-            ["middle00", "middle01", "middle10", "middle11", *both, "time"], [*both[1:], "time"], both, both, ["first"],
-        ]  # fmt: skip
-        self._free = [2 * MOST, 2 * two, 2 * three, 2, two]
-        planes = [lowest, second, third, full, second]
-        channels = [wide, wide, mid, narrow, wide // 2]
+    def _make_arenas(self, height: int, width: int) -> None:
+        lowest = Plane(height, width)
+        second, third, full = lowest.doubled, lowest.doubled.doubled, lowest.doubled.doubled.doubled
+        self._planes = [lowest, second, third, full]
+        wide, _, mid, narrow = (
+            self._weights.kernels[f"upsamples.{4 * stage}.residual.2"].outputs for stage in range(4)
+        )
+        exact, latent_channels = self._weights.enter[0], self._weights.config.latent_channels
+        like = exact.new_empty(0, dtype=self._weights.dtype)
+        kinds = [(lowest, wide), (second, wide), (third, mid), (full, narrow), (second, wide // 2)]
+        self._free = [2, 2, 2, 2, 1]
         self._ring_arenas = [
-            Arena.zeros(plane, 2 * len(layers) + free, width, like)
-            for plane, layers, free, width in zip(planes, self._layers, self._free, channels, strict=True)
+            Arena.zeros(plane, 2 * len(layers) + free, channels, like)
+            for (plane, channels), layers, free in zip(kinds, LAYERS, self._free, strict=True)
         ]
-        self._latents = Arena.zeros(lowest, 2 + MOST, self.vae.config.latent_channels, like)
-        self._shares = Arena.zeros(full, 4, 9, like.float())
-        exact = like.float()
-        self._x = [
-            Arena.zeros(lowest, MOST, wide, exact),
-            Arena.zeros(second, two, wide, exact),
-            Arena.zeros(third, three, mid, exact),
-            Arena.zeros(full, 1, narrow, exact),
-            Arena.zeros(second, two, wide // 2, like),
-        ]
-        self._y = [Arena.zeros(lowest, MOST, wide, exact), Arena.zeros(second, two, wide, exact)]
-        self._before_full = Arena.zeros(third, three, mid, like)
-        self._paired = [Arena.zeros(lowest, 2 * MOST, wide, like), Arena.zeros(second, 2 * two, wide, like)]
-        self._head_input = Arena.zeros(full, 1, narrow, like)
-        device = like.device
-        self._frames = torch.empty(4 * MOST, 3, full.height, full.width, dtype=torch.float32, device=device)
-        self._input = torch.empty(MOST, lowest.height, lowest.width, self.vae.config.latent_channels, device=device)
+        self._latents = Arena.zeros(lowest, 3, latent_channels, like)
+        self._make_sums(kinds[:4], exact)
+        self._few = Arena.zeros(second, 1, wide // 2, like)  # its margins are read: nothing else may lie there
+        self._shares = Arena.zeros(full, 1, 9, exact)
+        self._late = exact.new_zeros(2, 3, full.height, full.width)
+        self._frames = exact.new_zeros(self._weights.config.group, 3, full.height, full.width)
+        self._input = exact.new_zeros(height, width, latent_channels)
 
-    def _channels(self, stage: int) -> int:
-        return self._blocks[stage][0].residual[2].out_channels
+    def _make_sums(self, kinds: list[tuple[Plane, int]], like: Tensor) -> None:
+        """What residual layers add to, float32; one resolution is done with its own before the next begins."""
+        sizes = [(2 * plane.lead + plane.pixels) * channels for plane, channels in kinds]
+        place = like.new_zeros(max(2 * sizes[0], 2 * sizes[1], *sizes[2:]))
+        parts = [place[:size].unflatten(0, (-1, channels)) for size, (_, channels) in zip(sizes, kinds, strict=True)]
+        self._x = [Arena(plane, rows) for rows, (plane, _) in zip(parts, kinds, strict=True)]
+        self._y = [
+            Arena(plane, place[size : 2 * size].unflatten(0, (-1, channels)))
+            for size, (plane, channels) in zip(sizes[:2], kinds, strict=False)
+        ]
 
     def reset(self) -> None:
         """Begin a new stream."""
         self._fresh = True
-        for arena in (*self._ring_arenas, self._latents, self._shares):
+        for arena in (*self._ring_arenas, self._latents):
             arena.rows.zero_()
-        self._rings = [Rings(layers, free) for layers, free in zip(self._layers, self._free, strict=True)]
-        self._share_rings = Rings(["head"], 2)
+        self._late.zero_()
+        self._rings = [Rings(layers, free) for layers, free in zip(LAYERS, self._free, strict=True)]
 
     # Decoding
 
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (C, T, h, w), T at least 1, to frames (3, N, H, W), clamped to [-1, 1]."""
-        return self.decode_unclamped(latent).clamp(-1, 1)
+        return self.decode_unclamped(latent).clamp_(-1, 1)
 
     def decode_unclamped(self, latent: Tensor) -> Tensor:
         """The same as the network gives it, a little out of range where it overshoots."""
-        pieces = latent.split([1, latent.shape[1] - 1], dim=1) if self._fresh else (latent,)
-        made = [self._decode(part) for piece in pieces for part in piece.split(MOST, dim=1) if part.shape[1]]
-        return torch.cat(made).transpose(0, 1)
+        made = [self._decode(each) for each in latent.unbind(1)]
+        return (made[0] if len(made) == 1 else torch.cat(made)).transpose(0, 1)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        """Up to MOST latent frames to frames (N, 3, H, W)."""
-        count = latent.shape[1]
-        self._input[:count].copy_(latent.movedim(0, -1))
-        steps = self.steps(count)
-        numbers = [step.plan() for step in steps]
-        flat = torch.tensor([each for some in numbers for each in some], dtype=torch.int32)
-        if self._input.is_cuda:
-            flat = flat.pin_memory()
-        table = self._table(count, len(flat))
-        table.copy_(flat, non_blocking=True)
-        graph = None if self._fresh else self._graphs.get(count)
-        if graph is not None:
-            graph.replay()
-        else:
-            self._launch(steps, [len(some) for some in numbers], table)
-        frames = count if self._fresh else count * self.vae.config.group
+        """A latent frame (C, h, w) to frames (N, 3, H, W)."""
+        self._input.copy_(latent.movedim(0, -1))
+        program = self.program()
+        program.plan()
+        if self._replay and not self._fresh:
+            return self._replay()
+        program.launch()
+        frames = 1 if self._fresh else len(self._frames)
         self._fresh = False
         return self._frames[:frames].clone()
 
-    def _launch(self, steps: Sequence[Step], lengths: Sequence[int], table: Tensor) -> None:
-        for step, part in zip(steps, table.split(list(lengths)), strict=True):
-            step.launch(part)
+    def program(self) -> Program:
+        """What the next latent frame will be."""
+        if self._fresh not in self._programs:
+            self._programs[self._fresh] = Program(self._steps(), self._input.device)
+        return self._programs[self._fresh]
 
-    def _table(self, count: int, length: int) -> Tensor:
-        key = ("table", count, self._fresh)
-        if key not in self._programs:
-            self._programs[key] = torch.empty(length, dtype=torch.int32, device=self._input.device)
-        return self._programs[key]
+    def record(self, record: Record) -> None:
+        """From now on a latent frame in a stream's middle is one launch. One has been decoded; a new stream begins."""
+        program = self._programs[False]
 
-    def capture(self, count: int) -> None:
-        """Make `count` latent frames at a time one CUDA graph; after a decode of as many, in a stream's middle."""
-        steps = self.steps(count)
-        lengths = [len(step.plan()) for step in steps]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._launch(steps, lengths, self._table(count, sum(lengths)))
-        self._graphs[count] = graph
+        def run() -> Tensor:
+            program.launch()
+            return self._frames
+
+        self._replay = record(run)
         self.reset()
-
-    def steps(self, count: int) -> list[Step]:
-        key = (count, self._fresh)
-        if key not in self._programs:
-            self._programs[key] = self._program(count)
-        return self._programs[key]
 
     # The network as launches
 
-    def _program(self, count: int) -> list[Step]:
-        steps = [Step("0 enter", list, lambda _: self._enter(count))]
-        steps += self._lowest(count)
-        made = 0
-        for source, numbers in self._grouped(0, count, self._groups[0]):
-            steps += self._second(source, numbers)
-            for after, pictures in self._grouped(1, len(numbers), self._groups[1]):
-                steps += self._third(after, pictures)
-                for number in range(len(pictures)):
-                    steps += self._full(number, made)
-                    made += 1
+    def _steps(self) -> list[Step]:
+        steps, made = [Step("0 enter", list, lambda _: self._enter()), *self._lowest()], 0
+        for second in self._pictures(0):
+            steps += [*second, *self._second()]
+            for third in self._pictures(1):
+                steps += [*third, *self._fused(2), *self._fused(3), *self._emit(self._frames[made])]
+                made += 1
         return steps
 
-    def _grouped(self, stage: int, count: int, group: int) -> list[tuple[Arena, list[int]]]:
-        """Where the pictures for the next resolution's convolution lie, a group at a time; doubled in time by now."""
-        total = count if self._fresh else 2 * count
-        numbers = list(range(total))
-        return [(self._paired[stage], numbers[start : start + group]) for start in range(0, total, group)]
+    def _pictures(self, stage: int) -> list[list[Step]]:
+        """What makes the pictures that go on to the next resolution, one after the other."""
+        if self._fresh:
+            return [[]]  # the last residual layer has made it
+        arena, rings = self._ring_arenas[stage], self._rings_of(stage)
+        seen = [Place(arena, lambda: rings().see("time")), Place(arena, lambda: rings().read("time"))]
+        name = f"upsamples.{4 * stage + 3}.time_conv"
+        return [[self._convolve(f"{name}.{half}", place, kept=self._lent(stage))] for half, place in enumerate(seen)]
 
-    def _enter(self, count: int) -> None:
-        """The latents behind those before them, as the decoder's first convolution wants them."""
-        arena, keep = self._latents, 2 + MOST - count
-        past = [arena.frame(number + count).clone() for number in range(keep)]
-        for number, picture in enumerate(past):
-            arena.frame(number).copy_(picture)
-        weight = self.vae.conv2.weight.flatten(1).float()
-        latents = F.linear(self._input[:count] * self._std + self._mean, weight, self.vae.conv2.bias.float())
-        for number, picture in enumerate(latents):
-            arena.frame(keep + number).copy_(picture)
+    def _enter(self) -> None:
+        """The latent behind the two before it, as the decoder's first convolution wants them."""
+        pictures = [self._latents.frame(number) for number in range(3)]
+        pictures[0].copy_(pictures[1])
+        pictures[1].copy_(pictures[2])
+        pictures[2].copy_(F.linear(self._input * self._std + self._mean, *self._weights.enter))
 
-    def _lowest(self, count: int) -> list[Step]:
-        newest = list(range(MOST - count, 2 + MOST))
-        x, numbers = self._x[0], list(range(count))
-        steps = [self._convolve(self._latents, lambda: newest, self._decoder.conv1, count, kept=(x, lambda: numbers))]
-        for block, name in zip((0, 2), ("middle0", "middle1"), strict=True):
-            steps += self._residual(0, self._decoder.middle[block], name, count)
-            if block == 0:
-                steps.append(Step("0 attention", list, lambda _: self._attend(self._decoder.middle[1], count)))
-        return steps + self._residuals(0, count)
+    def _lowest(self) -> list[Step]:
+        x = _only(self._x[0])
+        steps = [self._convolve("conv1", Place(self._latents, lambda: [0, 1, 2]), kept=x)]
+        steps += self._residual(0, "middle.0", "middle0", kept=x)
+        steps.append(Step("0 attention", list, lambda _: self._attend()))
+        return steps + self._residual(0, "middle.2", "middle2", kept=x) + self._residuals(0)
 
-    def _residuals(self, stage: int, count: int) -> list[Step]:
-        """Of the two lower resolutions; the last goes where the doubling of time looks for it."""
+    def _second(self) -> list[Step]:
+        up = self._convolve("upsamples.3", self._taken_back(0), kept=_only(self._few))
+        return [up, *self._residuals(1)]
+
+    def _residuals(self, stage: int) -> list[Step]:
+        """Of the two lower resolutions; the last goes to where the doubling of time or the next resolution finds it."""
+        last = self._lent(stage) if self._fresh else self._new(stage, "time")
+        places = [_only(self._x[stage]), _only(self._x[stage]), last]
         steps = []
-        for number, block in enumerate(self._blocks[stage]):
-            steps += self._residual(stage, block, str(number), count, last=number == 2)
-        if not self._fresh:
-            up, rings, pairs = self._ups[stage], self._rings_of(stage), list(range(2 * count))
-            steps.append(
-                self._convolve(
-                    self._ring_arenas[stage], lambda: rings().read("time"), up.time_conv, count,
-                    kept=(self._paired[stage], lambda: pairs), interleaved=True,
-                )
-            )  # fmt: skip
+        for block, place in enumerate(places):
+            steps += self._residual(stage, f"upsamples.{4 * stage + block}", str(block), kept=place)
         return steps
 
-    def _residual(self, stage: int, block: Residual, name: str, count: int, last: bool = False) -> list[Step]:
-        """x = shortcut(x) + conv(norm(conv(norm(x)))), where the channels are too many for one block of outputs."""
-        arena, rings, x, y = self._ring_arenas[stage], self._rings_of(stage), self._x[stage], self._y[stage]
-        numbers = list(range(count))
-        here = lambda: numbers  # noqa: E731
-        steps = []
-        if block.shortcut is None:
-            steps.append(
-                self._norm(x, here, block.residual[0], arena, lambda: rings().extend(f"{name}0", count), count)
-            )
-            steps.append(
-                self._convolve(arena, lambda: rings().read(f"{name}0"), block.residual[2], count, kept=(y, here))
-            )
-        else:
-            narrow, first, few = self._x[4], self._ring_arenas[4], self._rings_of(4)
-            steps.append(
-                self._norm(narrow, here, block.residual[0], first, lambda: few().extend("first", count), count)
-            )
-            steps.append(self._convolve(first, lambda: few().read("first"), block.residual[2], count, kept=(y, here)))
-            steps.append(self._convolve(narrow, here, block.shortcut, count, kept=(x, here)))
-        steps.append(self._norm(y, here, block.residual[3], arena, lambda: rings().extend(f"{name}1", count), count))
-        kept = (x, here)
-        if last:
-            kept = (self._paired[stage], here) if self._fresh else (arena, lambda: rings().extend("time", count))
-        steps.append(
-            self._convolve(
-                arena, lambda: rings().read(f"{name}1"), block.residual[6], count, residual=(x, here), kept=kept
-            )
-        )
-        return steps
+    def _residual(self, stage: int, layer: str, name: str, kept: Place) -> list[Step]:
+        """kept = shortcut(x) + conv(norm(conv(norm(x)))), where the channels are too many for one block of outputs."""
+        x, y, first, steps = _only(self._x[stage]), _only(self._y[stage]), stage, []
+        source = x
+        if f"{layer}.shortcut" in self._weights.kernels:
+            source, first = _only(self._few), NARROW
+            steps.append(self._convolve(f"{layer}.shortcut", source, kept=x))
+        return [
+            *steps,
+            self._norm(f"{layer}.residual.0", source, self._new(first, f"{name}0")),
+            self._convolve(f"{layer}.residual.2", self._past(first, f"{name}0"), kept=y),
+            self._norm(f"{layer}.residual.3", y, self._new(stage, f"{name}1")),
+            self._convolve(f"{layer}.residual.6", self._past(stage, f"{name}1"), residual=x, kept=kept),
+        ]
 
-    def _second(self, source: Arena, numbers: list[int]) -> list[Step]:
-        count = len(numbers)
-        new = list(range(count))
-        up = self._convolve(source, lambda: numbers, self._ups[0], count, kept=(self._x[4], lambda: new))
-        return [up, *self._residuals(1, count)]
-
-    def _third(self, source: Arena, numbers: list[int]) -> list[Step]:
-        return self._fused(2, source, numbers, list(range(len(numbers))))
-
-    def _full(self, number: int, made: int) -> list[Step]:
-        steps = self._fused(3, self._before_full, [number], [0])
-        shares = self._share_rings_of()
-        steps.append(
-            Step(
-                "3 head",
-                lambda: [0, *shares().extend("head", 1)],
-                lambda table: convolve(
-                    self._head_input, self._weights.head, Then(kept=self._shares), 1, table, TILES[9]
-                ),
-            )
-        )
-        frames = self._frames[made]
-        steps.append(
-            Step("3 shares", lambda: shares().read("head"), lambda table: add_shares(self._shares, table, frames))
-        )
-        return steps
-
-    def _fused(self, stage: int, source: Arena, numbers: list[int], new: list[int]) -> list[Step]:
+    def _fused(self, stage: int) -> list[Step]:
         """A resolution whose norms are done by the convolutions before them, the doubling before it included."""
-        arena, rings, x, count = self._ring_arenas[stage], self._rings_of(stage), self._x[stage], len(new)
-        here = lambda: new  # noqa: E731
-        blocks = self._blocks[stage]
+        x, layer = _only(self._x[stage]), f"upsamples.{4 * stage}"
 
-        def behind(name: str, norm: RMSNorm):
-            return arena, lambda: rings().extend(name, count), norm
-
-        steps = [
-            self._convolve(
-                source, lambda: numbers, self._ups[stage - 1], count, kept=(x, here),
-                normed=behind("00", blocks[0].residual[0]),
-            )
-        ]  # fmt: skip
-        for number, block in enumerate(blocks):
-            steps.append(
-                self._convolve(
-                    arena, lambda name=f"{number}0": rings().read(name), block.residual[2], count,
-                    normed=behind(f"{number}1", block.residual[3]),
-                )
-            )  # fmt: skip
-            kept, normed = (x, here), None
-            if number < 2:
-                normed = behind(f"{number + 1}0", blocks[number + 1].residual[0])
+        first = (f"{layer}.residual.0", self._new(stage, "00"))
+        steps = [self._convolve(f"upsamples.{4 * stage - 1}", self._taken_back(stage - 1), kept=x, normed=first)]
+        for block in range(3):
+            layer, after = f"upsamples.{4 * stage + block}", f"upsamples.{4 * stage + block + 1}"
+            inner = (f"{layer}.residual.3", self._new(stage, f"{block}1"))
+            kept, normed = x, None
+            if block < 2:
+                normed = (f"{after}.residual.0", self._new(stage, f"{block + 1}0"))
             elif stage == 2:
-                kept = (self._before_full, here)
+                kept = self._lent(stage)
             else:
-                kept, normed = None, (self._head_input, here, self._decoder.head[0])
-            steps.append(
-                self._convolve(
-                    arena, lambda name=f"{number}1": rings().read(name), block.residual[6], count,
-                    residual=(x, here), kept=kept, normed=normed,
-                )
-            )  # fmt: skip
+                kept, normed = None, ("head.0", self._lent(stage))
+            steps += [
+                self._convolve(f"{layer}.residual.2", self._past(stage, f"{block}0"), normed=inner),
+                self._convolve(f"{layer}.residual.6", self._past(stage, f"{block}1"), x, kept, normed),
+            ]
         return steps
+
+    def _emit(self, frame: Tensor) -> list[Step]:
+        add = Step("3 shares", list, lambda _: add_shares(self._shares, self._late, frame))
+        return [self._convolve("head", self._taken_back(3), kept=_only(self._shares)), add]
+
+    # Where pictures lie
 
     def _rings_of(self, stage: int) -> Callable[[], Rings]:
         return lambda: self._rings[stage]  # reset() makes new ones
 
-    def _share_rings_of(self) -> Callable[[], Rings]:
-        return lambda: self._share_rings
+    def _new(self, stage: int, layer: str) -> Place:
+        rings = self._rings_of(stage)
+        return Place(self._ring_arenas[stage], lambda: [rings().extend(layer)])
 
-    def _convolve(self, source, reads, layer, count, residual=None, kept=None, normed=None, interleaved=False) -> Step:
-        taps = self._weights.kernels[layer]
+    def _past(self, stage: int, layer: str) -> Place:
+        rings = self._rings_of(stage)
+        return Place(self._ring_arenas[stage], lambda: rings().read(layer))
+
+    def _lent(self, stage: int) -> Place:
+        """For what the next resolution, or the last convolution, sees once."""
+        rings = self._rings_of(stage)
+        return Place(self._ring_arenas[stage], lambda: [rings().lend("next")])
+
+    def _taken_back(self, stage: int) -> Place:
+        rings = self._rings_of(stage)
+        return Place(self._ring_arenas[stage], lambda: rings().take_back("next"))
+
+    # One launch
+
+    def _convolve(
+        self,
+        layer: str,
+        source: Place,
+        residual: Place | None = None,
+        kept: Place | None = None,
+        normed: tuple[str, Place] | None = None,
+    ) -> Step:
+        """`normed`: the name of the norm, and where its result goes."""
+        taps, behind = self._weights.kernels[layer], normed and normed[1]
         then = Then(
-            kept=kept and kept[0],
-            residual=residual and residual[0],
-            normed=normed and normed[0],
-            scale=normed and self._weights.scales[normed[2]],
-            interleaved=interleaved,
+            kept=kept and kept.arena,
+            residual=residual and residual.arena,
+            normed=behind and behind.arena,
+            scale=normed and self._weights.scales[normed[0]],
         )
-        places = [each[1] for each in (residual, kept, normed) if each]
-        tile = TILES.get(taps.outputs, TILES[384])
+        places, tile = [each for each in (residual, kept, behind) if each], TILES.get(taps.outputs, TILES[384])
 
         def plan() -> list[int]:
             # What is written is taken before what is read is freed: both are in use at the same time.
-            written = [number for place in places for number in place()]
-            return [*reads(), *written]
+            written = [number for place in places for number in place.numbers()]
+            return [*source.numbers(), *written]
 
-        name = f"{self._stage(source)} {source.channels}-{taps.outputs} {taps.frames}x{taps.lines}" + " up" * (
-            taps.phases > 1
+        name = f"{self._stage(source.arena)} {source.arena.channels}-{taps.outputs} {taps.frames}x{taps.lines}"
+        name += " up" * (taps.phases > 1) + " sum" * (residual is not None)
+        return Step(name, plan, lambda table: convolve(source.arena, taps, then, 1, table, tile))
+
+    def _norm(self, norm: str, source: Place, target: Place) -> Step:
+        scale = self._weights.scales[norm]
+        return Step(
+            f"{self._stage(source.arena)} norm",
+            lambda: [*source.numbers(), *target.numbers()],
+            lambda table: norm_silu_frames(source.arena, scale, target.arena, 1, table),
         )
-        return Step(name, plan, lambda table: convolve(source, taps, then, count, table, tile))
 
     def _stage(self, arena: Arena) -> int:
         return self._planes.index(arena.plane)
 
-    def _norm(self, source, reads, norm, target, writes, count) -> Step:
-        scale = self._weights.scales[norm]
-        return Step(
-            f"{self._stage(source)} norm",
-            lambda: [*reads(), *writes()],
-            lambda table: norm_silu_frames(source, scale, target, count, table),
-        )
+    def _attend(self) -> None:
+        dtype, weights, picture = self._weights.dtype, self._weights.attention, self._x[0].frame(0)
+        scale = self._weights.scales["middle.1.norm"]
+        normed = (F.normalize(picture, dim=-1) * scale).to(dtype).flatten(0, 1)
+        q, k, v = F.linear(normed, *weights.to_qkv)[None, None].chunk(3, dim=-1)  # (1, 1, hw, C)
+        seen = F.scaled_dot_product_attention(q, k, v)[0, 0]
+        picture += F.linear(seen, *weights.proj).view_as(picture)
 
-    def _attend(self, layer: SpatialAttention, count: int) -> None:
-        dtype = self._weights.dtype
-        for number in range(count):
-            picture = self._x[0].frame(number)
-            scale = self._weights.scales[layer.norm]
-            normed = (F.normalize(picture.float(), dim=-1) * scale).to(dtype).flatten(0, 1)
-            qkv = F.linear(normed, layer.to_qkv.weight.flatten(1).to(dtype), layer.to_qkv.bias.to(dtype))
-            q, k, v = qkv[None, None].chunk(3, dim=-1)  # (1, 1, hw, C)
-            seen = F.scaled_dot_product_attention(q, k, v)[0, 0]
-            update = F.linear(seen, layer.proj.weight.flatten(1).to(dtype), layer.proj.bias.to(dtype))
-            picture += update.view_as(picture)
+
+def _only(arena: Arena) -> Place:
+    """The picture of an arena that has one."""
+    return Place(arena, lambda: [0])

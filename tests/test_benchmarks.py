@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from aiortc import rtcrtpreceiver
 
 from benchmarks import (
@@ -18,7 +19,9 @@ from benchmarks import (
     soak,
     start,
     throughput,
+    vae,
 )
+from kernels.conv import Plane, Tile
 from pipeline.presets import find_preset
 
 
@@ -153,6 +156,22 @@ def test_the_verdict_of_a_soak_names_what_was_not_met():
     assert broken(record(), "WARNING x: a\nERROR y: b") == ["no errors in the log"]
 
 
+def test_an_engine_s_memory_is_told_once_its_histories_are_full():
+    filling = [100.0 + 5 * min(n, 20) for n in range(40)]
+    assert soak.summary(record(mb=filling, files=(20,) * 40), "")["verdict"]["memory flat"] is False
+    made = record()
+    made.samples["engine"] = [
+        {"at": 5.0 * n, "pid": 2, "mb": mb, "files": 9, "threads": 5} for n, mb in enumerate(filling)
+    ]
+    made.full_after = 70.0
+    assert broken(made) == []
+    made.full_after = 500.0
+    found = soak.summary(made, "")
+    assert found["verdict"]["memory flat"] is None and found["held"]["engine"] == [{"minutes": 3.25}]
+    made.samples["server"][-1]["mb"] = 300.0
+    assert soak.summary(made, "")["verdict"]["memory flat"] is False
+
+
 def test_the_lead_is_measured_from_the_key_to_the_frame(capsys, monkeypatch):
     monkeypatch.setattr(lead, "SETTLE_SECONDS", 0.5)
     monkeypatch.setattr(rtcrtpreceiver, "decoder_worker", rtcrtpreceiver.decoder_worker)  # visitors put theirs there
@@ -176,3 +195,10 @@ def test_a_key_is_answered_after_half_a_chunk_and_its_making(monkeypatch):
         stage.worker.stop()
     assert found["presses"] >= 8 and found["least_fps"] > 14
     assert 60 < found["ready_ms"]["p50"] < 300 and found["ready_ms"]["p50"] < found["shown_ms"]["p50"] + 1
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 32), Tile(16, 16)])
+def test_a_row_convolutions_rate_comes_with_its_error_against_an_ordinary_convolution(tile):
+    said = vae._row_rate(Plane(5, 7), torch.randn(32, 32, 3, 3, 3) / 30, tile)
+    rate, error = said.rstrip(")").split(" (error ")
+    assert float(rate) >= 0 and 0 < float(error) < 0.01

@@ -55,11 +55,12 @@ def test_another_vae_precision_is_counted_as_it_is_made(monkeypatch, precision):
     if precision == "fp16":
         assert rehearsed.weights == exact.weights / 2 and rehearsed.kept == exact.kept / 2
         assert rehearsed.kept == sum(each.nbytes for each in memory._tensors(decoder))
-    else:  # the float32 ones, a copy in 16 bits, and the decoder's as its kernels want them
-        own = [*memory._tensors([made._weights]), *vae.parameters()]  # biases are in both
-        assert rehearsed.weights == memory._bytes(own) + exact.weights / 2
-        arenas = [decoder._ring_arenas, decoder._x, decoder._y, decoder._paired]
-        assert rehearsed.kept > sum(each.nbytes for each in memory._tensors(arenas))
+    else:  # the encoder's in 16 bits, and the decoder's as its kernels want them
+        encoder = [*vae._modules["encoder"].parameters(), *vae.conv1.parameters()]
+        own = list(memory._tensors([made._weights]))
+        assert rehearsed.weights == memory._bytes(own) + sum(2 * each.numel() for each in encoder)
+        tables = [each for program in decoder._programs.values() for each in memory._tensors([program])]
+        assert rehearsed.kept == memory._bytes(set(memory._tensors(decoder)) - {*own, *tables})
 
 
 def test_fp8_linears_are_counted_in_bytes_with_their_scales():

@@ -67,6 +67,14 @@ def test_channels_stay_last_through_the_whole_decoder(vae):
     assert len(laid) > 30 and all(x.movedim(1, -1).is_contiguous() for x in laid[1:])
 
 
+@torch.inference_mode()
+def test_channels_stay_last_through_the_whole_encoder(vae, monkeypatch):
+    laid, convolve = [], torch.nn.functional.conv3d
+    monkeypatch.setattr(torch.nn.functional, "conv3d", lambda x, *rest: laid.append(x) or convolve(x, *rest))
+    at_vae_precision(vae, "bf16", SIZE).encoder().encode_still(torch.rand(3, 48, 80) * 2 - 1)
+    assert len(laid) > 20 and all(x.movedim(1, -1).is_contiguous() for x in laid[1:])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "rows"])
 def test_an_engine_shows_nearly_the_same_pictures_and_resumes_into_them(precision):
     exact, quick = engine_with("exact"), engine_with(precision)
