@@ -27,6 +27,7 @@ except ImportError:  # torch for a CPU comes without it; everything here has a p
 
 CAPABILITY = (9, 0)  # the copy engine for tiles
 DEPTH = 64  # channels of a product's step: 128 bytes, the widest row that the copy engine swizzles
+TAIL = 32  # of the last step of a line, where a whole one would be half zeros: 3 times 96 channels are four and a half
 
 
 class Plane(NamedTuple):
@@ -87,7 +88,7 @@ class Tile(NamedTuple):
 class Kernel(NamedTuple):
     """Weights as the products want them: (phases * O, frames * lines * span); bias (O,), float32.
 
-    `span` is width * C up to a multiple of DEPTH. The product of a row starts `up` lines and `left` pixels before it.
+    `span` is width * C up to a multiple of TAIL. The product of a row starts `up` lines and `left` pixels before it.
     """
 
     weights: Tensor
@@ -127,7 +128,7 @@ def _fold(weight: Tensor, dim: int, second: int) -> Tensor:
 
 def _as_rows(weight: Tensor) -> Tensor:
     rows = weight.movedim(1, -1).flatten(3)  # (O, kt, kh, kw * C)
-    return F.pad(rows, (0, -rows.shape[-1] % DEPTH)).flatten(1).contiguous()
+    return F.pad(rows, (0, -rows.shape[-1] % TAIL)).flatten(1).contiguous()
 
 
 class Then(NamedTuple):
@@ -174,22 +175,20 @@ def _launch(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor, 
     kept_at = residual_at + count * (then.residual is not None)
     normed_at = kept_at + count * (then.kept is not None)
     assert len(table) == normed_at + count * (then.normed is not None), (len(table), normed_at)
-    rows = _rows_of(source, span, tile)
-    parts = [
-        TensorDescriptor(taps.weights, list(taps.weights.shape), list(taps.weights.stride()), [width, DEPTH])
-        for width in (tile.outputs, tile.more or tile.outputs)
-    ]
+    depths = (DEPTH, TAIL)
+    rows = [_rows_of(source, span, tile.rows, depth) for depth in depths]
+    parts = [_weights_of(taps, width, depth) for depth in depths for width in (tile.outputs, tile.more or tile.outputs)]
     blocks = triton.cdiv(taps.outputs, tile.outputs + tile.more)
     grid = (blocks * taps.phases, triton.cdiv(plane.pixels, tile.rows), count)
     places = [then.residual, then.kept, then.normed]
     _convolve[grid](
-        rows, *parts, table, taps.bias, then.scale if then.scale is not None else taps.bias,
+        *rows, *parts, table, taps.bias, then.scale if then.scale is not None else taps.bias,
         *((each or made).rows for each in places),
         plane.pixels, plane.stride, plane.lead, plane.height, plane.width,
         made.plane.pixels, made.plane.stride, made.plane.lead,
         taps.outputs, residual_at, kept_at, normed_at,
-        BLOCKS=blocks, FRAMES=taps.frames, LINES=taps.lines, SPAN=span // DEPTH, UP=taps.up, LEFT=taps.left,
-        PHASES=taps.phases, ROWS=tile.rows, FIRST=tile.outputs, MORE=tile.more, DEPTH=DEPTH,
+        BLOCKS=blocks, FRAMES=taps.frames, LINES=taps.lines, SPAN=span, UP=taps.up, LEFT=taps.left,
+        PHASES=taps.phases, ROWS=tile.rows, FIRST=tile.outputs, MORE=tile.more, DEPTH=DEPTH, TAIL=TAIL,
         RESIDUAL=then.residual is not None, KEPT=then.kept is not None, NORMED=then.normed is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -235,10 +234,14 @@ def _phases_joined(phases: list[Tensor]) -> Tensor:
     return torch.stack(rows, dim=1).flatten(0, 1)
 
 
-def _rows_of(source: Arena, span: int, tile: Tile) -> "TensorDescriptor":
+def _rows_of(source: Arena, span: int, rows: int, depth: int) -> "TensorDescriptor":
     """Rows that overlap: each holds `span` channels from its pixel on."""
     channels, beyond = source.channels, -(-span // source.channels) - 1
-    return TensorDescriptor(source.rows, [len(source.rows) - beyond, span], [channels, 1], [tile.rows, DEPTH])
+    return TensorDescriptor(source.rows, [len(source.rows) - beyond, span], [channels, 1], [rows, depth])
+
+
+def _weights_of(taps: Kernel, outputs: int, depth: int) -> "TensorDescriptor":
+    return TensorDescriptor(taps.weights, list(taps.weights.shape), list(taps.weights.stride()), [outputs, depth])
 
 
 def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, table: Tensor, silu: bool = True) -> None:
@@ -377,11 +380,28 @@ if triton is not None:
 
     @triton.jit
     def _multiply(
-        rows, first_part, second_part, table, number, base, pixels, stride, weight,
-        FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
-        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
+        rows, first_part, second_part, total, other, oldest, middle, newest, stride, weight, start,
+        FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr,
+        FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
     ):  # fmt: skip
-        """The products of a block's rows, summed: its FIRST outputs, then the MORE others (without any the first)."""
+        """STEPS products of DEPTH channels from `start` on, of each line: of the FIRST outputs, and of MORE others."""
+        for step in range(FRAMES * LINES * STEPS):
+            line = step // STEPS
+            channel = start + (step % STEPS) * DEPTH
+            picture = tl.where(line < LINES, oldest, tl.where(line < 2 * LINES, middle, newest))
+            a = rows.load([picture + (line % LINES) * stride, channel])
+            total = tl.dot(a, first_part.load([weight, line * SPAN + channel]).T, total)
+            if MORE:
+                other = tl.dot(a, second_part.load([weight + FIRST, line * SPAN + channel]).T, other)
+        return total, other
+
+    @triton.jit
+    def _products_of(
+        rows, rows_end, first_part, second_part, first_end, second_end, table, number, base, pixels, stride, weight,
+        FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
+        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
+    ):  # fmt: skip
+        """The products of a block's rows, summed; without MORE the second sums are the first."""
         oldest = base + tl.load(table + number) * pixels
         middle = oldest
         newest = oldest
@@ -392,13 +412,16 @@ if triton is not None:
         other = total
         if MORE:
             other = tl.zeros((ROWS, MORE), dtype=tl.float32)
-        for step in range(FRAMES * LINES * SPAN):
-            line = step // SPAN
-            start = tl.where(line < LINES, oldest, tl.where(line < 2 * LINES, middle, newest))
-            a = rows.load([start + (line % LINES) * stride, (step % SPAN) * DEPTH])
-            total = tl.dot(a, first_part.load([weight, step * DEPTH]).T, total)
-            if MORE:
-                other = tl.dot(a, second_part.load([weight + FIRST, step * DEPTH]).T, other)
+        if SPAN >= DEPTH:
+            total, other = _multiply(
+                rows, first_part, second_part, total, other, oldest, middle, newest, stride, weight, 0,
+                FRAMES, LINES, SPAN, SPAN // DEPTH, FIRST, MORE, DEPTH,
+            )  # fmt: skip
+        if SPAN % DEPTH:
+            total, other = _multiply(
+                rows_end, first_end, second_end, total, other, oldest, middle, newest, stride, weight,
+                SPAN // DEPTH * DEPTH, FRAMES, LINES, SPAN, 1, FIRST, MORE, TAIL,
+            )  # fmt: skip
         return total, other
 
     @triton.jit
@@ -458,12 +481,12 @@ if triton is not None:
 
     @triton.jit
     def _convolve(
-        rows, first_part, second_part, table, bias, scale, residual, kept, normed,
+        rows, rows_end, first_part, second_part, first_end, second_end, table, bias, scale, residual, kept, normed,
         pixels, stride, lead, height, width, out_pixels, out_stride, out_lead,
         outputs, residual_at, kept_at, normed_at,
         BLOCKS: tl.constexpr, FRAMES: tl.constexpr, LINES: tl.constexpr, SPAN: tl.constexpr,
         UP: tl.constexpr, LEFT: tl.constexpr, PHASES: tl.constexpr,
-        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
+        ROWS: tl.constexpr, FIRST: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
         RESIDUAL: tl.constexpr, KEPT: tl.constexpr, NORMED: tl.constexpr,
     ):  # fmt: skip
         block = tl.program_id(0) % BLOCKS
@@ -473,9 +496,9 @@ if triton is not None:
         number = tl.program_id(2)
         first_output = block * (FIRST + MORE)
         base = lead + first_row + (down - UP) * stride + right - LEFT
-        total, other = _multiply(
-            rows, first_part, second_part, table, number, base, pixels, stride, phase * outputs + first_output,
-            FRAMES, LINES, SPAN, ROWS, FIRST, MORE, DEPTH,
+        total, other = _products_of(
+            rows, rows_end, first_part, second_part, first_end, second_end, table, number, base, pixels, stride,
+            phase * outputs + first_output, FRAMES, LINES, SPAN, ROWS, FIRST, MORE, DEPTH, TAIL,
         )  # fmt: skip
         row = first_row + tl.arange(0, ROWS)
         place, valid, written = _place(row, pixels, stride, height, width, down, right, out_stride, out_lead, PHASES)
