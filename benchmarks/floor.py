@@ -74,8 +74,7 @@ def floor(engine: Engine, rows: int, live: int) -> tuple[float, float]:
     if engine.schedule != "parallel":
         return _floor(engine, rows)
     with engine._cores.kept_to():  # as many at once as are live
-        found = engine._cores.map(lambda _: _floor(engine, rows), range(live))
-    return max(found)
+        return max(engine._cores.each(lambda _: _floor(engine, rows), range(live)))
 
 
 @torch.inference_mode()

@@ -268,7 +268,7 @@ def _steps(
     """Seconds from step to step, and the medians of their stages."""
     seconds, taken, begun = [], [], time.perf_counter()
     for _ in range(chunks):
-        pending = engine.begin(names)
+        pending = list(engine.begin(names))
         assert not any(isinstance(each, Ended) for each in pending), pending
         taken += [taker.submit(each.result) for each in pending]
         engine.wait()

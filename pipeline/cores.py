@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
@@ -42,14 +42,16 @@ class Shares:
         finally:
             torch.set_num_threads(before)
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of each item, all at the same time, in the order of the items; one alone stays on this thread.
+    def each(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """`function` of each item, all at the same time, whichever is done first; one alone stays on this thread.
 
-        To be called within kept_to().
+        To be read within kept_to().
         """
         if len(items) == 1:
-            return [function(items[0])]
-        return list(self._pool.map(function, items))
+            yield function(items[0])
+            return
+        for done in as_completed([self._pool.submit(function, item) for item in items]):
+            yield done.result()
 
 
 def _divided(cores: Sequence[int], size: int, count: int) -> list[set[int]]:

@@ -190,29 +190,36 @@ class Engine:
         What came for them since their last chunk takes effect now. A session that cannot go on is
         freed and answered with Ended; the others' chunks are as they would have been without it.
         """
-        results = [each if isinstance(each, Ended) else each.result() for each in self.begin(sessions)]
+        places = {slot.spec.session: place for place, slot in enumerate(self._slots)}
+        begun = list(self.begin(sessions))
+        begun.sort(key=lambda each: -1 if isinstance(each, Ended) else places[each.session])
+        results = [each if isinstance(each, Ended) else each.result() for each in begun]
         for result in results:
             if isinstance(result, Ended):
                 self.close(result.session)
         return results
 
     @torch.inference_mode()
-    def begin(self, sessions: Iterable[str] | None = None) -> list[PendingChunk | Ended]:
-        """What step() does without waiting for a GPU; whose result() is Ended, the caller closes."""
+    def begin(self, sessions: Iterable[str] | None = None) -> Iterable[PendingChunk | Ended]:
+        """What step() does without waiting for a GPU; whose result() is Ended, the caller closes.
+
+        In parallel each comes as soon as it is made, whichever is first; all must be read before anything else is asked
+        of the engine.
+        """
+        wanted = None if sessions is None else set(sessions)
+        due = [slot for slot in self._slots if wanted is None or slot.spec.session in wanted]
         alone = self._cores.kept_to() if self.schedule == "parallel" else contextlib.nullcontext()
         with record_function("chunkcast.begin"), alone:
-            return self._begin_all(None if sessions is None else set(sessions))
+            ready, ended = self._begin(due)
+            if self.schedule == "batch":
+                return ended + self._make_chunks(ready)
+            if self.schedule == "turns":
+                return ended + [chunk for slot in ready for chunk in self._make_chunks([slot])]
+        return itertools.chain(ended, self._make_in_parallel(ready))
 
-    def _begin_all(self, wanted: set[str] | None) -> list[PendingChunk | Ended]:
-        due = [slot for slot in self._slots if wanted is None or slot.spec.session in wanted]
-        ready, results = self._begin(due)
-        if self.schedule == "batch":
-            return results + self._make_chunks(ready)
-        alone = [[slot] for slot in ready]
-        made = (
-            self._cores.map(self._make_chunks, alone) if self.schedule == "parallel" else map(self._make_chunks, alone)
-        )
-        return results + list(itertools.chain.from_iterable(made))
+    def _make_in_parallel(self, slots: Sequence[Slot]) -> Iterator[PendingChunk]:
+        with self._cores.kept_to():
+            yield from itertools.chain.from_iterable(self._cores.each(self._make_chunks, [[slot] for slot in slots]))
 
     def wait(self) -> None:
         """Until a GPU has little left to do of what begin() queued: the time to begin what comes next.

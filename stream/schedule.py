@@ -24,14 +24,14 @@ from stream.pacer import Pacer
 LEAD_SECONDS = 0.01
 """So long before its time a chunk should be there, where nothing else is asked for. It may come a quarter of a frame
 after it before the pacer's clock is moved."""
-CALM_SECONDS = 10.0
+CALM_SECONDS = 3.0
 """In so much time without a late chunk half of what was added to the margin goes."""
 MOST_GROWTH = 1 / 8
 """Of a chunk's playing time: so much at most is added for one late chunk, as its reason may never come again. What is
 late by a whole chunk waited for something else."""
 CROWDED = 0.9
 """The share of the time from which on chunks made in turns cannot get out of each other's way."""
-RECENT, GUESSES, UPPER = 40, 10, 0.8
+RECENT, GUESSES, UPPER = 20, 10, 0.8
 """So many chunks say how long the next one takes, by this quantile. What was measured before the first of them counts
 as so many, so that one slow chunk at the beginning says little."""
 

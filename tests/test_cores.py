@@ -9,24 +9,28 @@ import torch
 from pipeline.cores import Shares, available_cores
 
 
-def test_the_items_are_worked_on_at_the_same_time_and_come_back_in_order():
-    together = threading.Barrier(2, timeout=10)
+def test_the_items_are_worked_on_at_the_same_time_and_none_waits_for_a_slower_one():
+    together, taken = threading.Barrier(2, timeout=10), threading.Event()
 
     def work(item):
         together.wait()
+        assert item == 1 or taken.wait(10)
         return 10 * item
 
     shares = Shares(2)
     with shares.kept_to():
-        assert shares.map(work, [2, 1]) == [20, 10]
+        results = shares.each(work, [2, 1])
+        assert next(results) == 10
+        taken.set()
+        assert list(results) == [20]
 
 
 def test_each_share_has_its_part_of_the_cores_also_when_it_is_alone():
     shares = Shares(2)
     expected = max(1, available_cores() // 2)
     with shares.kept_to():
-        assert shares.map(lambda _: torch.get_num_threads(), [0]) == [expected]
-        assert shares.map(lambda _: torch.get_num_threads(), [0, 1]) == [expected] * 2
+        assert list(shares.each(lambda _: torch.get_num_threads(), [0])) == [expected]
+        assert list(shares.each(lambda _: torch.get_num_threads(), [0, 1])) == [expected] * 2
 
 
 def test_shares_at_work_at_the_same_time_are_on_cores_of_their_own():
@@ -39,7 +43,7 @@ def test_shares_at_work_at_the_same_time_are_on_cores_of_their_own():
         return os.sched_getaffinity(0)
 
     shares, before = Shares(2), os.sched_getaffinity(0)
-    one, other = shares.map(cores, [0, 1])
+    one, other = shares.each(cores, [0, 1])
     assert not one & other and len(one) == len(other) == shares.threads
     assert os.sched_getaffinity(0) == before
 
