@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.kv_cache import KVCache
-from pipeline.tiny.teacher_forcing import STREAMS, teacher_forcing
+from pipeline.tiny.teacher_forcing import STREAMS, alone, teacher_forcing
 from pipeline.transformer import TextTerms, Transformer, TransformerConfig
 
 CHUNKS, WINDOW, ROWS, COLUMNS = 5, 3, 2, 3
@@ -58,6 +58,14 @@ def as_a_stream(model: Transformer, clip: tuple, past: bool) -> torch.Tensor:
 def test_the_parallel_pass_equals_the_stream(model, clip, past):
     error = (in_parallel(model, clip, past) - as_a_stream(model, clip, past)).abs().max()
     assert error < 1e-5
+
+
+def test_chunks_alone_equal_the_stream_without_a_past(model, clip):
+    _, noisy, rows = clip
+    text = [TextTerms(*(x.expand(CHUNKS, -1, -1, -1) for x in layer)) for layer in model.embed_text(rows)]
+    memory = alone(CHUNKS, (ROWS, COLUMNS), CONFIG.head_width, torch.device("cpu"))
+    flow = model(noisy.unsqueeze(2), model.embed_time(torch.full((CHUNKS,), 700.0)), text, None, memory).squeeze(2)
+    assert (flow - as_a_stream(model, clip, past=False)).abs().max() < 1e-5
 
 
 def test_a_chunk_sees_neither_its_own_truth_nor_what_comes_after(model, clip):

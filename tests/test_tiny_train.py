@@ -1,14 +1,16 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.presets import find_preset
-from pipeline.tiny.load import FILES, load_tiny, make_tiny
+from pipeline.tiny.load import FILES, load_tiny, make_tiny, take_over
 from pipeline.tiny.plan import PLANS
 from pipeline.tiny.train import MINUTES, main, to_be_judged
-from pipeline.tiny.train_transformer import Objective
+from pipeline.tiny.train_transformer import Objective, _steady
 from pipeline.tiny.trainee import Trainee
 
 pytestmark = pytest.mark.slow
@@ -60,14 +62,45 @@ def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
     assert all((one[name] - other[name]).abs().max() < 0.05 for name in one)
 
 
-def test_the_loss_of_one_batch_falls(tmp_path):
+def test_what_does_not_fit_begins_anew_and_is_named(run, tmp_path):
+    folder, _ = run
+    tensors = load_file(folder / "weights" / FILES[0])
+    kept, changed, lost = "head.head.bias", "world_map.layers.0.bias", "blocks.0.norm3.weight"
+    tensors[changed] = torch.zeros(7)
+    del tensors[lost]
+    for name in FILES:
+        shutil.copy(folder / "weights" / name, tmp_path / name)
+    save_file(tensors, tmp_path / FILES[0])
+    world = make_tiny()
+    assert sorted(take_over(world, tmp_path)) == [lost, changed]
+    torch.testing.assert_close(world.transformer.state_dict()[kept], tensors[kept].float())
+
+
+def test_recording_a_step_changes_nothing_before_the_rate_is_set(tmp_path):
+    layer = torch.nn.Linear(3, 1)
+    before = layer.weight.clone()
+    trainee = Trainee(layer, 1e-2, tmp_path / "layer.pt")
+    trainee.update(layer(torch.ones(1, 3)).sum())
+    assert torch.equal(layer.weight, before)
+    trainee.prepare(share=0.1)
+    trainee.update(layer(torch.ones(1, 3)).sum())
+    assert not torch.equal(layer.weight, before)
+
+
+def test_pictures_in_which_a_prompt_fades_in_are_not_learnt_alone():
+    scenes = torch.tensor([[[0, 0, 0, 0]] * 2 + [[1, 0, 0, 0]] * 3, [[2, 0, 0, 0]] * 5])
+    assert _steady(scenes).tolist() == [[1, 1, 0, 0, 1], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with a past", "alone"])
+def test_the_loss_of_one_batch_falls(tmp_path, alone):
     torch.manual_seed(0)
     objective = Objective(make_tiny(), find_preset("tiny"))
     trainee = Trainee(objective, 1e-3, tmp_path / "transformer.pt")
     batch = torch.randn(1, 2, 32, 12, 20), torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 4).long()
     losses = []
     for _ in range(25):
-        loss = objective.loss(*batch, dreams=0)
+        loss = objective.loss_alone(*batch) if alone else objective.loss(*batch, dreams=0)
         trainee.prepare(share=0.1)
         trainee.update(loss)
         losses.append(loss.item())
