@@ -49,16 +49,16 @@ class Way(NamedTuple):
     eager: bool = False
     schedule: str = "auto"
     vae: str = "exact"
-    overlap: bool = True
+    overlap: str = "yes"
     attention: str = "auto"
     context: str = "exact"
     graphs: bool = False
 
     def __str__(self) -> str:
         """Such as "bf16, turns", and what else is not as it comes."""
-        words = {"vae": self.vae, "attention": self.attention, "context": self.context}
+        words = {"vae": self.vae, "overlap": self.overlap, "attention": self.attention, "context": self.context}
         more = [f"{name} {value}" for name, value in words.items() if value != self._field_defaults[name]]
-        more += ["no overlap"] * (not self.overlap) + ["graphs"] * self.graphs
+        more += ["graphs"] * self.graphs
         return ", ".join([f"{self.precision}{' eager' if self.eager else ''}", self.schedule, *more])
 
     @classmethod

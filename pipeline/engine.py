@@ -42,6 +42,7 @@ from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 CONTEXT_PASSES = ("exact", "reuse")
+OVERLAPS = ("yes", "first", "no")
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
@@ -58,7 +59,8 @@ class Engine:
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
     `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
-    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same. `attention`
+    whether a GPU decodes a chunk beside what comes after it, on a stream of its own: "yes", "no", or "first", which has
+    the decoder's kernels go before others that wait; results are the same. `attention`
     is a backend of kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by
     rounding, and by which was quicker; a name gives the same bits in every process. `context_pass` is where a chunk's
     keys and values come from: "exact", a pass over its clean latents, or "reuse", its last denoising pass, which saves
@@ -80,7 +82,7 @@ class Engine:
         image: bytes | None = None,
         prompt_change: str | None = None,
         fuse: bool | None = None,
-        overlap: bool = True,
+        overlap: str = "yes",
         context_pass: str = "exact",
         graphs: bool = False,
     ):
@@ -627,7 +629,7 @@ def build(
     lora: str | Path | None = None,
     precision: str = "bf16",
     fuse: bool | None = None,
-    overlap: bool = True,
+    overlap: str = "yes",
     vae_precision: str = "exact",
     attention: str = "auto",
     context_pass: str = "exact",
@@ -662,10 +664,14 @@ def build(
     return engine(schedule=schedule, context=frames)
 
 
-def _decode_stream(device: torch.device, overlap: bool) -> torch.cuda.Stream | None:
+def _decode_stream(device: torch.device, overlap: str) -> torch.cuda.Stream | None:
+    if overlap not in OVERLAPS:
+        raise ValueError(f"no overlap {overlap!r}; it is one of {', '.join(OVERLAPS)}")
     if device.type != "cuda":
         return None
-    return torch.cuda.Stream(device) if overlap else torch.cuda.current_stream(device)
+    if overlap == "no":
+        return torch.cuda.current_stream(device)
+    return torch.cuda.Stream(device, priority=-1 if overlap == "first" else 0)
 
 
 @torch.inference_mode()
