@@ -46,7 +46,7 @@ endless)
   said endless 300 ;;
 tests)
   run tests 150 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
-    tests/test_vae_rows.py -k "not float32"
+    tests/test_packed.py tests/test_vae_rows.py -k "not float32"
   tail -4 "$OUT/tests.txt"
   run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_gpu.py -k "kernel or graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;
