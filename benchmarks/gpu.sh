@@ -1,5 +1,5 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|options|endless|tests|regions ...]` at the
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
 # another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -30,6 +30,9 @@ vae)
 14b)
   throughput 14b 190 --preset lingbot-world-v2-14b --slots 1 --chunks 4 --frames 21 --way "schedule=turns vae=fp16" \
     --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=rows precision=fp8" ;;
+two14b)
+  throughput two14b 150 --preset lingbot-world-v2-14b --slots 1,2 --chunks 3 --frames 9 \
+    --way "schedule=turns vae=rows precision=fp8 cache=fp8" ;;
 growth)
   run growth 95 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 \
     --lines window,size --save gpu-growth
