@@ -1,10 +1,10 @@
-"""What `--context-pass reuse` changes in what is shown: `python -m benchmarks.context_pass`.
+"""What `--context-pass reuse` (or `--change cache=fp8`) changes in the picture: `python -m benchmarks.context_pass`.
 
-The tiny world with its trained weights, on a CPU: the same walks with the clean context pass and with the last
-denoising pass in its place. By time into the walk: relative error of the latents and PSNR of the frames against the
-exact walk; and, because two good worlds may differ, how far each is from the renderer's own picture at the same pose
-(mean absolute difference of RGB in [0, 1], pictures made 4 times smaller, the last frames of the last 4 chunks). Limit:
-an error of 0, which a second exact walk has. Seconds a chunk, medians, say what it saves here.
+The tiny world with its trained weights, on a CPU: the same walks as it comes and with the option. By time into the
+walk: relative error of the latents and PSNR of the frames against the exact walk; and, because two good worlds may
+differ, how far each is from the renderer's own picture at the same pose (mean absolute difference of RGB in [0, 1],
+pictures made 4 times smaller, the last frames of the last 4 chunks). Limit: an error of 0, which a second exact walk
+has. Seconds a chunk, medians, say what it saves here.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from benchmarks import machine
 from benchmarks.prompt_change import KEYS, distances, poses
 from benchmarks.throughput import closeness_of
 from pipeline.chunk import Control, Ended, SessionSpec
-from pipeline.engine import CONTEXT_PASSES, Engine, build
+from pipeline.engine import Engine, build
 from pipeline.tiny.renderer import Renderer
 
 PROMPTS = ("a green meadow by day", "a desert by day", "a lantern garden at night", "a snowy forest at dusk, snowfall")
+CHANGES = ("context_pass=reuse", "cache=fp8")
 SPANS = ((0, 1), (1, 2), (2, 8), (8, 16), (16, 32), (32, 64))
 """Chunks from the first number up to the second, which are shown together."""
 DRAWN = 4
@@ -41,7 +42,9 @@ class Walk(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     print("limit: an error of 0, that of a second exact walk; trained weights, free-running", flush=True)
-    engines = {how: build("tiny", slots=1, device="cpu", context_pass=how) for how in CONTEXT_PASSES}
+    option, changed = options.change.split("=")
+    engines = {"exact": build("tiny", slots=1, device="cpu")}
+    engines[changed] = build("tiny", slots=1, device="cpu", **{option: changed})
     seeds = [(seed, prompt) for seed in range(options.seeds) for prompt in PROMPTS]
     walks = {how: [walk(engine, *each, options.chunks) for each in seeds] for how, engine in engines.items()}
     rows = [row(walks, seeds, first, min(last, options.chunks)) for first, last in SPANS if first < options.chunks]
@@ -49,7 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         print(each, flush=True)
     seconds = {how: round(statistics.median(s for one in each for s in one.seconds), 4) for how, each in walks.items()}
     print(f"seconds a chunk: {seconds}")
-    facts = {"preset": "tiny", "walks": len(seeds), "chunks": options.chunks, "seconds_a_chunk": seconds}
+    facts = {
+        "preset": "tiny",
+        "change": options.change,
+        "walks": len(seeds),
+        "chunks": options.chunks,
+        "seconds_a_chunk": seconds,
+    }
     machine.finish({"benchmark": "context_pass", **machine.facts(), **facts, "rows": rows}, options.save)
     return 0
 
@@ -72,7 +81,8 @@ def walk(engine: Engine, seed: int, prompt: str, chunks: int) -> Walk:
 
 def row(walks: dict[str, list[Walk]], seeds: list[tuple[int, str]], first: int, last: int) -> dict[str, Any]:
     """What the chunks from `first` up to `last` are off by; medians over the walks."""
-    pairs = list(zip(walks["reuse"], walks["exact"], strict=True))
+    exact, changed = walks.values()
+    pairs = list(zip(changed, exact, strict=True))
     errors, decibels = zip(*(closeness_of(*(_part(one, first, last) for one in pair)) for pair in pairs), strict=True)
     found = {
         "chunks": [first + 1, last],
@@ -98,6 +108,7 @@ def _from_renderer(one: Walk, seed: int, prompt: str, first: int, last: int) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context_pass", description=__doc__.splitlines()[0])
+    parser.add_argument("--change", choices=CHANGES, default=CHANGES[0], help=f"default: {CHANGES[0]}")
     parser.add_argument("--chunks", type=int, default=64, help="of a walk (default: 64)")
     parser.add_argument("--seeds", type=int, default=1, help="walks for each of the prompts (default: 1)")
     machine.add_output(parser)

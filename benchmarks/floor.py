@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kernels.attention import attention
 from kernels.linear import Fp8Linear
 from pipeline.engine import Engine
+from pipeline.kv_cache import Span
 
 REPEATS = 7
 
@@ -92,9 +93,10 @@ def _floor(engine: Engine, rows: int) -> tuple[float, float]:
             layer(inputs[layer.in_features])
 
     def attend() -> None:
-        for keys, values in zip(engine._cache.k, engine._cache.v, strict=True):
+        for layer in range(config.layers):
             for row in range(rows):  # as the cache does, a slot at a time
-                attention(q[row : row + 1], keys[:1], values[:1], engine.attention)
+                keys, values = engine._cache.read(layer, 0, [Span(0, engine._cache.k.shape[2])])
+                attention(q[row : row + 1], keys[None], values[None], engine.attention)
             attention(q, text, text, engine.attention)
 
     return _median(products), _median(attend)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|growth|start|options|endless|tests|regions ...]` at the
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
 # another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -22,14 +22,17 @@ for part in $parts; do case $part in
 attention)
   run attention 40 "$PY" -m benchmarks.attention --preset lingbot-world-v2-14b --save gpu-attention; said attention 900 ;;
 vae)
-  run vae 165 "$PY" -m benchmarks.vae --chunks 5 --save gpu-vae; said vae 1200 ;;
+  run vae 165 "$PY" -m benchmarks.vae --chunks 5 --ways "exact,bf16,fp16,rows,rows graph" --save gpu-vae; said vae 1200 ;;
 1.3b)
-  throughput 1.3b 140 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=fp16" \
-    --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=fp16 overlap=no" --way "schedule=turns" \
-    --way "schedule=turns vae=rows" ;;
+  throughput 1.3b 140 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=rows" \
+    --way "schedule=turns vae=rows overlap=first" --way "schedule=turns vae=rows overlap=no" \
+    --way "schedule=turns vae=rows context=reuse" --way "schedule=turns vae=fp16" ;;
 14b)
   throughput 14b 190 --preset lingbot-world-v2-14b --slots 1 --chunks 4 --frames 21 --way "schedule=turns vae=fp16" \
     --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=rows precision=fp8" ;;
+two14b)
+  throughput two14b 150 --preset lingbot-world-v2-14b --slots 1,2 --chunks 3 --frames 9 \
+    --way "schedule=turns vae=rows precision=fp8 cache=fp8" ;;
 growth)
   run growth 95 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 \
     --lines window,size --save gpu-growth
@@ -46,7 +49,7 @@ endless)
   said endless 300 ;;
 tests)
   run tests 150 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
-    tests/test_vae_rows.py -k "not float32"
+    tests/test_packed.py tests/test_vae_rows.py -k "not float32"
   tail -4 "$OUT/tests.txt"
   run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_gpu.py -k "kernel or graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;

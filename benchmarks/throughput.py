@@ -49,16 +49,18 @@ class Way(NamedTuple):
     eager: bool = False
     schedule: str = "auto"
     vae: str = "exact"
-    overlap: bool = True
+    overlap: str = "yes"
     attention: str = "auto"
     context: str = "exact"
     graphs: bool = False
+    cache: str = "plain"
 
     def __str__(self) -> str:
         """Such as "bf16, turns", and what else is not as it comes."""
-        words = {"vae": self.vae, "attention": self.attention, "context": self.context}
+        words = {"vae": self.vae, "overlap": self.overlap, "attention": self.attention, "context": self.context}
+        words["cache"] = self.cache
         more = [f"{name} {value}" for name, value in words.items() if value != self._field_defaults[name]]
-        more += ["no overlap"] * (not self.overlap) + ["graphs"] * self.graphs
+        more += ["graphs"] * self.graphs
         return ", ".join([f"{self.precision}{' eager' if self.eager else ''}", self.schedule, *more])
 
     @classmethod
@@ -129,7 +131,7 @@ def measure_way(
         options.preset, options.weights, slots=max(counts), device=options.device, schedule=way.schedule,
         context=options.context, precision=way.precision, fuse=False if way.eager else None, vae_precision=way.vae,
         overlap=way.overlap, attention=way.attention, context_pass=way.context,
-        graphs=way.graphs,
+        graphs=way.graphs, cache=way.cache,
     )  # fmt: skip
     if way.schedule == "auto":
         engine.prewarm()
@@ -377,7 +379,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--way", action="append", metavar="WORDS",
         help="a way by itself, in place of all that the options make of precision, schedule and VAE: words such as "
-        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn context=reuse graphs=yes'; may be repeated",
+        "'precision=fp8 schedule=turns vae=rows overlap=no attention=cudnn context=reuse graphs=yes cache=fp8'; may be "
+        "repeated",
     )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="also the transformer that is neither fused nor compiled")
     parser.add_argument("--frames", type=int, default=CLIP_FRAMES, help="of the clip (default: 81)")

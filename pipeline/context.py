@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from kernels.linear import FP8
 from pipeline.kv_cache import POSITIONS
 from pipeline.presets import Preset
 
@@ -56,10 +57,12 @@ def least_context(preset: Preset) -> int:
 
 
 def cache_bytes(preset: Preset, context: int, slots: int, dtype: torch.dtype) -> int:
-    """Of keys and values, and of the copy of a sink's keys that pipeline.kv_cache turns."""
+    """Of keys and values, and of the copy of a sink's keys that pipeline.kv_cache turns; packed if `dtype` is FP8."""
     model = preset.transformer
     token = model.layers * model.dim * dtype.itemsize
     turning = model.layers * model.heads * 2 * (model.head_width // 2 - 2 * (model.head_width // 6)) * dtype.itemsize
+    if dtype == FP8:
+        turning = token = token + model.layers * model.heads * torch.bfloat16.itemsize
     return slots * math.prod(preset.token_grid) * (2 * context * token + preset.sink * turning)
 
 

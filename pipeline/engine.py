@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from kernels.attention import Choice
+from kernels.linear import FP8
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_image
@@ -42,6 +43,8 @@ from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 CONTEXT_PASSES = ("exact", "reuse")
+OVERLAPS = ("yes", "first", "no")
+CACHES = ("plain", "fp8")
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS = 5
 REHEARSED_CHUNKS = 3
@@ -58,13 +61,15 @@ class Engine:
     `image` is an encoded picture for the sessions that bring none. `prompt_change` says what a new prompt does to what
     a session remembers: "rebuild" writes its past anew under it, "swap" leaves it; None is the preset's own choice.
     `fuse` is whether the transformer runs fused and compiled (see Transformer.fuse), None for on a GPU. `overlap` is
-    whether a GPU decodes a chunk beside what comes after it, on a stream of its own; results are the same. `attention`
-    is a backend of kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by
-    rounding, and by which was quicker; a name gives the same bits in every process. `context_pass` is where a chunk's
-    keys and values come from: "exact", a pass over its clean latents, or "reuse", its last denoising pass, which saves
-    a pass a chunk and changes the world (`python -m benchmarks.context_pass` measures how far). It is the engine's, not
-    the session's: what is written anew, after a new prompt or to resume, takes clean passes either way. `graphs` has a
-    GPU run whole passes as CUDA graphs where windows are full, see pipeline.graphs; results are the same.
+    whether a GPU decodes a chunk beside what comes after it, on a stream of its own: "yes", "no", or "first", which has
+    the decoder's kernels go before others that wait; results are the same. `attention` is a backend of
+    kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by rounding, and by
+    which was quicker; a name gives the same bits in every process. `context_pass` is where a chunk's keys and values
+    come from: "exact", a pass over its clean latents, or "reuse", its last denoising pass, which saves a pass a chunk
+    and changes the world (`python -m benchmarks.context_pass` measures how far). It is the engine's, not the session's:
+    what is written anew, after a new prompt or to resume, takes clean passes either way. `graphs` has a GPU run whole
+    passes as CUDA graphs where windows are full, see pipeline.graphs; results are the same. `cache` is how keys and
+    values lie: "plain", or "fp8", half of bfloat16's memory and a little off.
     """
 
     def __init__(
@@ -80,9 +85,10 @@ class Engine:
         image: bytes | None = None,
         prompt_change: str | None = None,
         fuse: bool | None = None,
-        overlap: bool = True,
+        overlap: str = "yes",
         context_pass: str = "exact",
         graphs: bool = False,
+        cache: str = "plain",
     ):
         """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
         self._device = torch.device(device)
@@ -97,7 +103,7 @@ class Engine:
         self._cores = Shares(slots)
         self._image = image
         self.attention = self._model.backend = Choice(attention)
-        self._cache = self._make_cache(slots, preset.window or context)
+        self._cache = self._make_cache(slots, preset.window or context, cache)
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
@@ -110,7 +116,9 @@ class Engine:
         with torch.inference_mode():
             self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
 
-    def _make_cache(self, slots: int, window_frames: int) -> KVCache:
+    def _make_cache(self, slots: int, window_frames: int, kind: str) -> KVCache:
+        if kind not in CACHES:
+            raise ValueError(f"no cache {kind!r}; it is {' or '.join(CACHES)}")
         config = self.preset.transformer
         return KVCache(
             config.layers,
@@ -123,6 +131,7 @@ class Engine:
             self._model.dtype,
             self._device,
             self.attention,
+            packed=kind == "fp8",
         )
 
     # Sessions
@@ -634,19 +643,20 @@ def build(
     lora: str | Path | None = None,
     precision: str = "bf16",
     fuse: bool | None = None,
-    overlap: bool = True,
+    overlap: str = "yes",
     vae_precision: str = "exact",
     attention: str = "auto",
     context_pass: str = "exact",
     graphs: bool = False,
+    cache: str = "plain",
 ) -> Engine:
     """An engine by the names that the command line takes.
 
     `device` is "auto" (the GPU if there is one), "cpu" or "cuda"; `weights`, `parts` and `lora` are those of
     pipeline.load.load_parts. `context` is for presets without a window, see pipeline.context. `precision` is that of
     the transformer's linears, see pipeline.presets.at_precision, `vae_precision` that of pipeline.vae_precision;
-    `fuse`, `overlap`, `attention`, `context_pass` and `graphs` are those of Engine. Raises ValueError, with what would
-    be right, for a name that does not exist.
+    `fuse`, `overlap`, `attention`, `context_pass`, `graphs` and `cache` are those of Engine. Raises ValueError, with
+    what would be right, for a name that does not exist.
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
@@ -658,21 +668,26 @@ def build(
     loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
-        overlap=overlap, attention=attention, context_pass=context_pass, graphs=graphs,
+        overlap=overlap, attention=attention, context_pass=context_pass, graphs=graphs, cache=cache,
     )  # fmt: skip
     largest = "turns" if schedule == "turns" else "batch"
 
     def rehearse(frames: int) -> None:
         _rehearse(engine(schedule=largest, context=frames))
 
-    frames = choose_context(found, context, slots, place, loaded.transformer.dtype, rehearse)
+    stored = FP8 if cache == "fp8" else loaded.transformer.dtype
+    frames = choose_context(found, context, slots, place, stored, rehearse)
     return engine(schedule=schedule, context=frames)
 
 
-def _decode_stream(device: torch.device, overlap: bool) -> torch.cuda.Stream | None:
+def _decode_stream(device: torch.device, overlap: str) -> torch.cuda.Stream | None:
+    if overlap not in OVERLAPS:
+        raise ValueError(f"no overlap {overlap!r}; it is one of {', '.join(OVERLAPS)}")
     if device.type != "cuda":
         return None
-    return torch.cuda.Stream(device) if overlap else torch.cuda.current_stream(device)
+    if overlap == "no":
+        return torch.cuda.current_stream(device)
+    return torch.cuda.Stream(device, priority=-1 if overlap == "first" else 0)
 
 
 @torch.inference_mode()

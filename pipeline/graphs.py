@@ -133,9 +133,9 @@ class FullView:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_slot(self, layer: int, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self._cache.k[layer, self._slots[index]], self._cache.v[layer, self._slots[index]]
-        keys.index_copy_(0, self._places[index], k[index])
-        values.index_copy_(0, self._places[index], v[index])
+        slot, whole = self._slots[index], Span(0, self._cache.k.shape[2])
+        self._cache.write(layer, slot, self._places[index], k[index], v[index])
+        keys, values = self._cache.read(layer, slot, [whole])
         return attention(q[index : index + 1], keys[None], values[None], self._cache.backend)
 
 

@@ -14,6 +14,10 @@ turned so that the chunk's last frame keeps the distance that it had there. They
 at the limit, kept beside the cache, and never from turned ones, so nothing adds up. Only the channels that carry time
 take part; that is 44 of 128 for Wan, and 17% of a sink's keys and values to keep.
 
+Packed, keys and values lie in float8 (kernels.packed): half of the memory of bfloat16, and each number a little off.
+What a chunk sees is unpacked before each attention, its own keys too. Of a packed sink the whole keys are kept beside
+it, as written, and what is turned is packed anew.
+
 T latent frames in a chunk, L tokens in a chunk, H heads, D head width.
 """
 
@@ -26,6 +30,8 @@ from torch import Tensor
 
 from kernels import fused
 from kernels.attention import Choice, attention
+from kernels.linear import FP8, Quantized
+from kernels.packed import pack, unpack
 from pipeline.transformer import rope_angles, time_frequencies
 
 POSITIONS = 1024
@@ -85,11 +91,12 @@ class KVCache:
         device: torch.device | str,
         backend: str | Choice = "auto",
         positions: int = POSITIONS,
+        packed: bool = False,
     ):
         """`backend` is that of kernels.attention; `positions` is where the sink begins to follow the stream.
 
-        Where a window is longer than that, when the ring has closed. Raises ValueError unless
-        0 <= sink_frames < window_frames.
+        Where a window is longer than that, when the ring has closed. `packed` keeps keys and values in float8. Raises
+        ValueError unless 0 <= sink_frames < window_frames.
         """
         if not 0 <= sink_frames < window_frames:
             raise ValueError(
@@ -100,14 +107,48 @@ class KVCache:
         self.tokens_per_frame = tokens_per_frame
         self.backend = backend
         shape = (layers, slots, window_frames * tokens_per_frame, heads, head_width)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.dtype, self._packed = dtype, packed
+        self.k, self._k_scale = self._rows(shape, device)
+        self.v, self._v_scale = self._rows(shape, device)
         self._positions = [0] * slots
         self._follow_from = max(positions, window_frames)
         self._time_pairs = len(time_frequencies(head_width, "cpu"))
-        sink_shape = (layers, slots, sink_frames * tokens_per_frame, heads, 2 * self._time_pairs)
-        self._sink = torch.empty(sink_shape, dtype=dtype, device=device)  # the time channels of its keys, as written
+        kept = head_width if packed else 2 * self._time_pairs  # the time channels of its keys, as written
+        self._sink, self._sink_scale = self._rows((layers, slots, sink_frames * tokens_per_frame, heads, kept), device)
         self._turned = [[0] * layers for _ in range(slots)]  # how far each sink in the cache is turned now
+
+    def _rows(self, shape: tuple[int, ...], device: torch.device | str) -> Quantized:
+        """Numbers, and the scales of packed ones."""
+        scales = (*shape[:-1], 1) if self._packed else (0,)
+        values = torch.empty(shape, dtype=FP8 if self._packed else self.dtype, device=device)
+        return Quantized(values, torch.empty(scales, dtype=torch.bfloat16, device=device))
+
+    def write(self, layer: int, slot: int, rows: slice | Tensor, k: Tensor, v: Tensor) -> None:
+        """Keys and values (L, H, D) to these rows, a slice or (L,) on the device."""
+        self._write((self.k, self._k_scale), layer, slot, rows, k)
+        self._write((self.v, self._v_scale), layer, slot, rows, v)
+
+    def _write(self, stored: tuple[Tensor, Tensor], layer: int, slot: int, rows: slice | Tensor, new: Tensor) -> None:
+        for place, part in zip(stored, pack(new) if self._packed else (new,), strict=False):
+            place = place[layer, slot]
+            if isinstance(rows, slice):
+                place[rows] = part
+            elif part.dtype == FP8:  # which index_copy_ does not know
+                place.view(torch.uint8).index_copy_(0, rows, part.view(torch.uint8))
+            else:
+                place.index_copy_(0, rows, part)
+
+    def read(self, layer: int, slot: int, seen: "Sequence[Span]") -> tuple[Tensor, Tensor]:
+        """Keys and values (S, H, D) of these rows; where they are one run and not packed, a view."""
+        stored = ((self.k, self._k_scale), (self.v, self._v_scale))
+        keys, values = ([self._read(each, layer, slot, slice(*span)) for span in seen] for each in stored)
+        return tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (keys, values))
+
+    def _read(self, stored: tuple[Tensor, Tensor], layer: int, slot: int, rows: slice) -> Tensor:
+        values, scales = stored
+        if not self._packed:
+            return values[layer, slot, rows]
+        return unpack(Quantized(values[layer, slot, rows], scales[layer, slot, rows]), self.dtype)
 
     def position(self, slot: int) -> int:
         """How many latent frames have been written and advanced over since the slot's reset."""
@@ -179,11 +220,27 @@ class KVCache:
         now, self._turned[slot][layer] = self._turned[slot][layer], turn.frames
         if now == turn.frames:
             return
-        written = self._sink[layer, slot]
-        keys = self.k[layer, slot, : len(written), :, : written.shape[-1]]
-        if now == 0:
-            written.copy_(keys)
-        keys.copy_(written if turn.frames == 0 else fused.rope(written[None], turn.cos, turn.sin)[0])
+        rows, kept = self._sink.shape[2], self._sink.shape[-1]
+        stored = [(self.k[layer, slot, :rows, :, :kept], self._sink[layer, slot])]
+        if self._packed:
+            stored.append((self._k_scale[layer, slot, :rows], self._sink_scale[layer, slot]))
+        for keys, written in stored:
+            if now == 0:
+                written.copy_(keys)
+            elif turn.frames == 0:
+                keys.copy_(written)
+        if turn.frames:
+            self._turn_from(layer, slot, turn, slice(0, rows))
+
+    def _turn_from(self, layer: int, slot: int, turn: Turn, rows: slice) -> None:
+        turning = slice(0, 2 * self._time_pairs)
+        whole = self._read((self._sink, self._sink_scale), layer, slot, rows)
+        turned = fused.rope(whole[None, ..., turning], turn.cos, turn.sin)[0]
+        if self._packed:
+            whole[..., turning] = turned
+            self._write((self.k, self._k_scale), layer, slot, rows, whole)
+        else:
+            self.k[layer, slot, rows, :, turning] = turned
 
     def _spans(self, places: Sequence[int]) -> list["Span"]:
         """The rows of latent frames at these rising places, neighbours joined."""
@@ -271,12 +328,8 @@ class CacheView:
         slot, _, seen, runs, turn = self.slots[index]
         # Here and not in view(): a chunk whose context pass is still owed sees the sink where its own steps saw it.
         self.cache.turn_sink(layer, slot, turn)
-        keys, values = self.cache.k[layer, slot], self.cache.v[layer, slot]
         for row, source, count in runs:
-            keys[row : row + count] = k[index, source : source + count]
-            values[row : row + count] = v[index, source : source + count]
-        if len(seen) == 1:  # all but always: no copy
-            keys, values = keys[seen[0].start : seen[0].stop], values[seen[0].start : seen[0].stop]
-        else:
-            keys, values = (torch.cat([rows[span.start : span.stop] for span in seen]) for rows in (keys, values))
+            part = slice(source, source + count)
+            self.cache.write(layer, slot, slice(row, row + count), k[index, part], v[index, part])
+        keys, values = self.cache.read(layer, slot, seen)
         return attention(q[index : index + 1], keys[None], values[None], self.cache.backend)

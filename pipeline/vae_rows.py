@@ -271,7 +271,7 @@ class RowDecoder:
         return self._programs[self._fresh]
 
     def record(self, record: Record) -> None:
-        """From now on a latent frame in a stream's middle is one launch. One has been decoded; a new stream begins."""
+        """From now on a latent frame in a stream's middle is one launch; one such has been decoded before."""
         program = self._programs[False]
 
         def run() -> Tensor:
@@ -279,7 +279,6 @@ class RowDecoder:
             return self._frames
 
         self._replay = record(run)
-        self.reset()
 
     # The network as launches
 

@@ -105,6 +105,12 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "is made (default: exact)",
     )
     parser.add_argument(
+        "--cache",
+        choices=["plain", "fp8"],
+        help="fp8: keys and values in a byte a number, half the memory of a viewer's past, and a little off "
+        "(default: plain)",
+    )
+    parser.add_argument(
         "--graphs",
         action="store_true",
         default=None,
@@ -390,7 +396,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> tuple[str, str] | None:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the engine's factory is called with."""
     names = ("preset", "weights", "parts", "lora", "device", "slots", "schedule", "image", "context", "prompt_change",
-             "precision", "vae_precision", "attention", "context_pass", "graphs")  # fmt: skip
+             "precision", "vae_precision", "attention", "context_pass", "graphs", "cache")  # fmt: skip
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {name: value for name, value in given.items() if value is not None}
 

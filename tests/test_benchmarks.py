@@ -48,8 +48,8 @@ def test_closeness_is_none_of_a_clip_to_itself_and_grows_with_the_error():
 
 def test_a_way_is_read_from_words_and_says_what_is_not_as_it_comes():
     way = throughput.Way.parse("precision=fp8 schedule=turns vae=rows overlap=no eager=yes")
-    assert way == throughput.Way("fp8", True, "turns", "rows", False, "auto", "exact", False)
-    assert str(way) == "fp8 eager, turns, vae rows, no overlap" and str(throughput.Way()) == "bf16, auto"
+    assert way == throughput.Way("fp8", True, "turns", "rows", "no", "auto", "exact", False)
+    assert str(way) == "fp8 eager, turns, vae rows, overlap no" and str(throughput.Way()) == "bf16, auto"
     assert str(throughput.Way.parse("context=reuse graphs=yes")) == "bf16, auto, context reuse, graphs"
     with pytest.raises(ValueError, match="no speed in a way; there are precision, eager"):
         throughput.Way.parse("speed=high")

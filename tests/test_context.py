@@ -52,11 +52,13 @@ def test_a_context_that_cannot_be_gets_a_sentence(asked, words):
 
 
 @pytest.mark.parametrize("context, slots", [(6, 1), (40, 2)])
-def test_the_bytes_are_those_that_a_cache_takes(context, slots):
+@pytest.mark.parametrize("stored", [BF16, torch.float8_e4m3fn])
+def test_the_bytes_are_those_that_a_cache_takes(context, slots, stored):
     model, tokens = FAST.transformer, 1560
-    cache = KVCache(model.layers, slots, context, FAST.sink, tokens, model.heads, model.head_width, BF16, "meta")
+    sizes = model.layers, slots, context, FAST.sink, tokens, model.heads, model.head_width
+    cache = KVCache(*sizes, BF16, "meta", packed=stored != BF16)
     taken = sum(each.nbytes for each in vars(cache).values() if isinstance(each, torch.Tensor))
-    assert cache_bytes(FAST, context, slots, BF16) == taken
+    assert cache_bytes(FAST, context, slots, stored) == taken
 
 
 def test_the_memory_is_filled_to_the_last_frame_that_fits():

@@ -15,7 +15,7 @@ from kernels import fused
 from pipeline import camera
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine
-from pipeline.kv_cache import POSITIONS, KVCache
+from pipeline.kv_cache import POSITIONS, KVCache, Span
 from pipeline.load import Parts
 from pipeline.sampler import CONTEXT
 from pipeline.text_encoder import PromptCache
@@ -34,8 +34,8 @@ def make(sink=SINK, **options) -> KVCache:
 def attend(cache: KVCache, q, k, v) -> torch.Tensor:
     """A chunk of q, k, v before RoPE, (L, H, D) each, as self-attention hands it in."""
     view = cache.view([0], CHUNK, 1, TOKENS)
-    q, k = (fused.rope(x[None], *view.rope).to(cache.k.dtype) for x in (q, k))
-    result = view.attend(0, q, k, v[None].to(cache.k.dtype))[0]
+    q, k = (fused.rope(x[None], *view.rope).to(cache.dtype) for x in (q, k))
+    result = view.attend(0, q, k, v[None].to(cache.dtype))[0]
     cache.advance([0], CHUNK)
     return result
 
@@ -107,6 +107,25 @@ def test_a_turned_sink_does_not_drift_in_bfloat16():
     expected = fused.rope(written[None, ..., : 2 * pairs], angles.cos().float(), angles.sin().float())[0]
     assert torch.equal(cache.k[0, 0, : SINK * TOKENS, :, : 2 * pairs], expected)
     assert torch.equal(cache.k[0, 0, : SINK * TOKENS, :, 2 * pairs :], written[..., 2 * pairs :])
+
+
+def test_a_packed_sink_is_turned_from_what_was_written_and_comes_back_to_the_byte():
+    cache = make(packed=True)
+    for chunk in range(400):
+        attend(cache, *drawn(chunk))
+        if chunk == 0:
+            written = cache.k[0, 0, : SINK * TOKENS].view(torch.uint8).clone()
+    turned_keys = cache.read(0, 0, [Span(0, SINK * TOKENS)])[0]
+    frames, pairs = 400 * CHUNK - POSITIONS, len(time_frequencies(WIDTH, "cpu"))
+    angles = frames * time_frequencies(WIDTH, "cpu")[None, None]
+    expected = turned(drawn(0)[1], [0, 1, 2])
+    expected[..., : 2 * pairs] = fused.rope(
+        expected[None, ..., : 2 * pairs], angles.cos().float(), angles.sin().float()
+    )
+    assert 0.01 < error(turned_keys, expected) < 0.06
+    cache.advance([0], -390 * CHUNK)
+    attend(cache, *drawn(10))
+    assert torch.equal(cache.k[0, 0, : SINK * TOKENS].view(torch.uint8), written)
 
 
 def test_a_stream_that_is_taken_back_sees_its_sink_as_it_was():

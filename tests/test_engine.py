@@ -252,9 +252,13 @@ def test_with_reuse_a_resumed_session_goes_on_from_clean_keys(monkeypatch):
     assert (found[0] - found[1]).norm() / found[0].norm() < BATCH_TOLERANCE
 
 
-def test_an_unknown_context_pass_is_refused():
+def test_an_unknown_context_pass_overlap_or_cache_is_refused():
     with pytest.raises(ValueError, match="no context pass 'none'; it is exact or reuse"):
         small_engine(context_pass="none")
+    with pytest.raises(ValueError, match="no overlap 'last'; it is one of yes, first, no"):
+        small_engine(overlap="last")
+    with pytest.raises(ValueError, match="no cache 'int8'; it is plain or fp8"):
+        small_engine(cache="int8")
 
 
 def test_the_first_chunk_is_shorter_and_frames_are_counted_on():

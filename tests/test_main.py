@@ -262,6 +262,7 @@ def test_the_engine_is_built_with_what_the_command_line_says():
     assert engine_options(_parser().parse_args(["serve", "--vae-precision", "rows"]))["vae_precision"] == "rows"
     assert engine_options(_parser().parse_args(["serve", "--attention", "cudnn"]))["attention"] == "cudnn"
     assert engine_options(_parser().parse_args(["serve", "--context-pass", "reuse"]))["context_pass"] == "reuse"
+    assert engine_options(_parser().parse_args(["serve", "--cache", "fp8"]))["cache"] == "fp8"
     assert engine_options(_parser().parse_args(["serve", "--graphs"]))["graphs"] is True
     more = ["generate", "--prompt", "a", "-o", "a.mp4", "--parts", "org/wan", "--lora", "b.pt"]
     assert {"parts": "org/wan", "lora": "b.pt"}.items() <= engine_options(_parser().parse_args(more)).items()
