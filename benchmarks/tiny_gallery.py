@@ -17,14 +17,13 @@ from torch import Tensor
 
 from benchmarks import tiny_measures as measures
 from benchmarks.tiny_rows import GALLERY
-from benchmarks.tiny_truth import Truth
+from benchmarks.tiny_truth import Truth, draw_quickly
 from benchmarks.tiny_walks import PRESET, Walk, poses, random_keys, run
 from pipeline.chunk import Control, Ended, SessionSpec
 from pipeline.engine import Engine, choose_device
 from pipeline.load import load_parts
 from pipeline.tiny import scene
 from pipeline.tiny.clips import HEIGHT, WIDTH
-from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.landscape import HOURS, PLACES, WEATHERS
 from pipeline.tiny.scene import Scene
 from pipeline.tiny.trainee import Stop
@@ -59,8 +58,7 @@ LARGEST_ANIMATION = 2_000_000
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     device = choose_device(options.device)
-    if device.type == "cuda":
-        compile_renderer()
+    draw_quickly(device)
     truth = Truth(device)
     engine = Engine(PRESET, load_parts(PRESET, options.weights, device), slots=2, device=device, schedule="turns")
     grid(engine, truth, options.tries).save(options.output)

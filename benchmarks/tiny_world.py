@@ -22,11 +22,10 @@ import torch
 from benchmarks import machine, tiny_long, tiny_pictures, tiny_returns, tiny_sessions
 from benchmarks.tiny_probes import ProbePlan, find_probes
 from benchmarks.tiny_rows import Bench
-from benchmarks.tiny_truth import Truth
+from benchmarks.tiny_truth import Truth, draw_quickly
 from benchmarks.tiny_walks import PRESET, run
 from pipeline.engine import Engine, choose_device
 from pipeline.load import load_parts
-from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.load import FILES, WEIGHTS
 from pipeline.tiny.trainee import Stop
 
@@ -48,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(options.device)
     print(GOALS, end="", flush=True)
     if device.type == "cuda":
-        compile_renderer()
-    if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    draw_quickly(device)
     truth = Truth(device, options.rays)
     probes = find_probes(Path(options.probes), truth, ProbePlan(pairs=options.probe_pairs, steps=options.probe_steps))
     print(f"probes on held-out pictures: {_brief(probes.held_out)}", flush=True)
@@ -82,7 +80,9 @@ def measure(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Sto
     """The rows asked for, as far as they were reached."""
     rows: dict[str, Any] = {"weights": weights_mb(options.weights)}
     if options.live:
-        rows["two_cores"] = json.loads((machine.RESULTS / f"{options.live}.json").read_text())
+        rows["two_cores"] = _kept(options.live)
+    for name in options.beside.split(",") if options.beside else ():
+        rows |= _kept(name)["rows"]
     for name in options.rows.split(","):
         if stop.asked:
             break
@@ -92,6 +92,10 @@ def measure(options: argparse.Namespace, engine: Engine, bench: Bench, stop: Sto
             print(f"{row}: {_brief(found)}", flush=True)
         print(f"{name} took {time.monotonic() - begun:.0f} s", flush=True)
     return rows
+
+
+def _kept(name: str) -> dict[str, Any]:
+    return json.loads((machine.RESULTS / f"{name}.json").read_text())
 
 
 def weights_mb(folder: str | None) -> dict[str, Any]:
@@ -164,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=int, default=18, help="streams begun with another picture (default: 18)")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips for the VAE (default: 64)")
     parser.add_argument("--live", metavar="NAME", help="also take over what benchmarks.live kept under this name")
+    parser.add_argument(
+        "--beside",
+        metavar="NAME,...",
+        help="also take over rows that this benchmark kept under these names, from other GPUs say",
+    )
     parser.add_argument("--rays", type=int, choices=(1, 2), default=2, help="a pixel and axis of the renderer's")
     parser.add_argument("--probes", metavar="DIR", default="runs/probes", help="where they are kept")
     parser.add_argument("--probe-pairs", type=int, default=ProbePlan.pairs)

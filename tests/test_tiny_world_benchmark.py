@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import (
+    machine,
     plot_tiny_world,
     tiny_gallery,
     tiny_long,
@@ -261,6 +263,7 @@ def table(tmp_path_factory) -> dict:
     probes = ["--probes", str(folder), "--probe-pairs", "4", "--probe-steps", "1"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(tiny_world, "Truth", CoarseTruth)
+        patch.setattr(tiny_world, "draw_quickly", lambda device: None)  # compiling takes longer than all of this
         patch.setattr(tiny_returns, "LEAD_IN", 2)
         assert tiny_world.main(["--device", "cpu", "--live", "live-cpu", "--clips", "1", *few.split(), *probes]) == 0
     signal.signal(signal.SIGINT, handler)
@@ -292,6 +295,15 @@ def test_the_whole_table_is_measured(table):
     assert rows["faithful"]["psnr"]["median"] > 10 and rows["picture_quality"]["vae_psnr"]["mean"] > 15
     assert len(rows["stays_well"]["series"]["frame"]) == 8 and rows["first_photo"]["ended"] == []
     assert set(rows["follows"]["change"]["model"]) == {"place", "thing", "hour", "weather"}
+
+
+def test_rows_measured_elsewhere_are_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setitem(tiny_world.PARTS, "quality", lambda *_: {"picture_quality": {"clips": 1}})
+    machine.keep({"rows": {"stays_well": {"seeds": 20}, "picture_quality": {"clips": 64}}}, "long")
+    options = tiny_world._parser().parse_args(["--rows", "quality", "--beside", "long"])
+    rows = tiny_world.measure(options, None, None, SimpleNamespace(asked=False))
+    assert rows["stays_well"]["seeds"] == 20 and rows["picture_quality"]["clips"] == 1
 
 
 @pytest.mark.slow

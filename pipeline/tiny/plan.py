@@ -11,7 +11,7 @@ class Plan:
     """Minutes are of wall time, sizes count clips.
 
     In the first `alone_share` of its time the transformer makes every chunk from pose and prompt alone: the picture as
-    a function of both is most of what there is to learn, and without a past a step takes a third as long.
+    a function of both is most of what there is to learn, and without a past a step takes less than half as long.
     """
 
     vae_minutes: float
