@@ -1,7 +1,9 @@
 """The real engine at small width with random weights: isolation, boundaries, pictures, endings."""
 
 import dataclasses
+import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -174,6 +176,20 @@ def test_prewarm_leaves_the_bits_as_they_were(monkeypatch):
     assert world.slots == 2 and len(world.chunk_seconds) == 2
     assert (world.image, world.camera) == (engine.preset.picture_wanted, True)
     assert torch.equal(cold, latents.of("watched"))
+
+
+@pytest.mark.parametrize(("busy", "slots"), [(9, 2), (10**6, 1)], ids=["for a while", "for ever"])
+def test_prewarm_waits_a_while_for_another_program_to_pass(monkeypatch, busy, slots):
+    monkeypatch.setattr(engine_module, "PATIENCE_SECONDS", 0.3)
+    engine, crowded = small_engine(), itertools.count()
+
+    def timed_step(sessions):
+        time.sleep(0.01)
+        return 10.0 if len(sessions) == 2 and next(crowded) < engine.window_chunks + busy else 0.01
+
+    monkeypatch.setattr(engine, "_timed_step", timed_step)
+    monkeypatch.setattr(engine, "_candidates", lambda: ("batch",))
+    assert engine.prewarm().slots == slots
 
 
 def test_prewarm_refuses_weights_that_make_no_numbers(monkeypatch):
