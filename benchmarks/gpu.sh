@@ -48,10 +48,13 @@ endless)
     --save gpu-endless
   said endless 300 ;;
 tests)
-  run tests 150 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
+  run tests 190 "$PY" -m pytest -q -p no:cacheprovider -m gpu tests/test_fused.py tests/test_linear.py tests/test_attention.py \
     tests/test_packed.py tests/test_vae_rows.py -k "not float32"
   tail -4 "$OUT/tests.txt"
-  run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_gpu.py -k "kernel or graphs or (True and longlive)"
+  run interpreted 90 "$PY" -m pytest -q -p no:cacheprovider -m "not gpu" -k kernel tests/test_conv.py tests/test_packed.py \
+    tests/test_vae_rows.py
+  tail -4 "$OUT/interpreted.txt"
+  run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b

@@ -160,8 +160,12 @@ def convolve(source: Arena, taps: Kernel, then: Then, count: int, table: Tensor,
     table, int32: count + frames - 1 pictures of source, then for each of `residual`, `kept`, `normed` that there are
     count more. `kept` may be `residual`. With 4 phases the results lie on the doubled plane. Where `normed` is wanted,
     tile.outputs + tile.more is at least O. Margins of what is written are zeros, but on a doubled plane they are left
-    as they are. On a GPU it takes compute capability 9; on a CPU it is computed plainly, for checking.
+    as they are. On a GPU it takes compute capability 9 and rows of whole 16 bytes, so C a multiple of 8 in 16 bits; on
+    a CPU it is computed plainly, for checking.
     """
+    for arena in (then.residual, then.kept, then.normed):
+        assert arena is None or arena.channels == taps.outputs, (arena.channels, taps.outputs)
+    assert then.normed is None or taps.outputs <= tile.outputs + tile.more, (taps.outputs, tile)
     if not source.rows.is_cuda:
         return _convolve_plainly(source, taps, then, count, table.tolist())
     return _launch(source, taps, then, count, table, tile)
@@ -250,7 +254,12 @@ def norm_silu_frames(source: Arena, scale: Tensor, target: Arena, count: int, ta
         for number, place in zip(*table.unflatten(0, (2, count)).tolist(), strict=True):
             normed = F.normalize(source.frame(number).float(), dim=-1) * scale
             target.frame(place).copy_(F.silu(normed) if silu else normed)
-        return
+    else:
+        _launch_norms(source, scale, target, count, table, silu)
+
+
+def _launch_norms(source: Arena, scale: Tensor, target: Arena, count: int, table: Tensor, silu: bool = True) -> None:
+    """norm_silu_frames() in a kernel."""
     block = triton.next_power_of_2(source.channels)
     rows = max(1, 8192 // block)
     _norm_frames[(triton.cdiv(source.plane.pixels, rows), count)](
@@ -275,6 +284,7 @@ def add_shares(shares: Arena, late: Tensor, frame: Tensor) -> None:
 
 
 def _launch_shares(shares: Arena, late: Tensor, frame: Tensor) -> None:
+    """add_shares() in a kernel."""
     plane, block = shares.plane, 1024
     _add_shares[(triton.cdiv(plane.height * plane.width, block),)](
         shares.rows, late, frame, plane.stride, plane.lead, plane.width, plane.height * plane.width, BLOCK=block

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kernels.conv import conv_missing
 from pipeline.vae import VAE, StillEncoder, StreamingDecoder, WanVAE
-from pipeline.vae_rows import RowDecoder, prepare
+from pipeline.vae_rows import RowDecoder, prepare, rows_missing
 
 VAE_PRECISIONS = ("exact", "bf16", "fp16", "rows")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "rows": torch.bfloat16}
@@ -25,7 +25,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "rows": torch.bfloat16}
 def at_vae_precision(vae: VAE, precision: str, size: tuple[int, int]) -> VAE:
     """The VAE computed in that precision; size: height and width of the latents. `vae` itself stays as it is.
 
-    Raises ValueError for another precision, for what is not the Wan VAE, and where the GPU cannot do it.
+    Raises ValueError for another precision, for what is not the Wan VAE, and where the GPU, or the row decoder for a
+    VAE of these sizes, cannot do it.
     """
     if precision not in VAE_PRECISIONS:
         raise ValueError(f"no VAE precision {precision!r}; it is one of {', '.join(VAE_PRECISIONS)}")
@@ -35,7 +36,7 @@ def at_vae_precision(vae: VAE, precision: str, size: tuple[int, int]) -> VAE:
         raise ValueError(f"the VAE precision {precision} is for the Wan VAE; this preset's own is always exact")
     if precision != "rows":
         return HalfVAE(vae, DTYPES[precision])
-    if reason := conv_missing(vae.conv1.weight.device):
+    if reason := conv_missing(vae.conv1.weight.device) or rows_missing(vae.config):
         raise ValueError(f"the VAE precision rows cannot run: {reason}; bf16 can")
     return RowVAE(vae, size)
 

@@ -146,8 +146,28 @@ class Weights(NamedTuple):
     dtype: torch.dtype
 
 
+def rows_missing(config: WanVAEConfig) -> str | None:
+    """Why RowDecoder cannot decode for a VAE of these sizes, or None."""
+    wan, found = (
+        (each.multipliers, each.residual_blocks, each.temporal_downsample) for each in (WanVAEConfig(), config)
+    )
+    if found != wan:
+        return f"it knows multipliers, residual blocks and halvings of time {wan}, not {found}"
+    if config.dim % 8 or config.latent_channels % 8:  # the copy engine wants rows of whole 16 bytes
+        return f"it takes multiples of 8 channels, not {config.dim} and {config.latent_channels} latent ones"
+    for outputs in (config.dim, 2 * config.dim):  # of the two resolutions whose norms the convolutions do
+        if outputs > _tile(outputs).outputs + _tile(outputs).more:
+            return f"it takes 96 channels at full resolution, or at most 64, not {config.dim}"
+    return None
+
+
+def _tile(outputs: int) -> Tile:
+    return TILES.get(outputs, TILES[384])
+
+
 def prepare(vae: WanVAE, dtype: torch.dtype = torch.bfloat16) -> Weights:
     """Copies all: nothing of `vae` stays in use."""
+    assert (reason := rows_missing(vae.config)) is None, reason
     decoder = vae._modules["decoder"]
     kernels, scales = {}, {}
     for name, module in decoder.named_modules():
@@ -408,7 +428,7 @@ class RowDecoder:
             normed=behind and behind.arena,
             scale=normed and self._weights.scales[normed[0]],
         )
-        places, tile = [each for each in (residual, kept, behind) if each], TILES.get(taps.outputs, TILES[384])
+        places, tile = [each for each in (residual, kept, behind) if each], _tile(taps.outputs)
 
         def plan() -> list[int]:
             # What is written is taken before what is read is freed: both are in use at the same time.

@@ -1,12 +1,8 @@
 """The kernel that convolves, run by Triton's interpreter on a CPU, against what it is to compute."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import run_interpreted
 
 from kernels import conv
 from kernels.conv import Arena, Plane, Then, Tile
@@ -86,9 +82,7 @@ def summed(run):
 
 @pytest.mark.skipif(conv.triton is None, reason="needs triton")
 def test_the_kernel_computes_what_its_plain_form_does():
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}  # read when triton is imported
-    subprocess.run([sys.executable, __file__], env=environment, check=True)
+    run_interpreted(__file__)
 
 
 if __name__ == "__main__":
