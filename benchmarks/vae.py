@@ -214,7 +214,7 @@ def ways(vae: WanVAE, shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     }
     if torch.cuda.is_available():
         found["rows"] = lambda: at_vae_precision(vae, "rows", size)
-        found["rows fp16"] = lambda: SimpleNamespace(decoder=partial(RowDecoder, prepare(vae, torch.float16), *size))
+        found["rows-fp16"] = lambda: at_vae_precision(vae, "rows-fp16", size)
         found["rows graph"] = lambda: SimpleNamespace(decoder=partial(graphed, prepare(vae)))
     return found
 

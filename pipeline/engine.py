@@ -405,7 +405,7 @@ class Engine:
 
     def _emit_part(self, video: Tensor, finite: Tensor) -> Frames:
         """video: (3, N, H, W) in [-1, 1]; `finite` is of the latents."""
-        if video.dtype == torch.float16:  # which large numbers do not fit into
+        if self._vae.dtype == torch.float16:  # which large numbers do not fit into
             finite = finite & torch.isfinite(video).all()
         # To the nearest whole number by cutting off: on a CPU every pass over the pictures counts.
         pixels = video.float().mul(127.5).add_(128).to(torch.uint8).movedim(0, -1).contiguous()

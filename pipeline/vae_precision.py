@@ -3,8 +3,8 @@
 "exact" is float32 as torch computes it, whose convolutions on a GPU round what they multiply to TF32. "bf16" and "fp16"
 compute all of it in 16 bits with channels last, as the units of a GPU want them, and let cuDNN choose each convolution
 by timing. fp16 rounds eight times finer, as TF32 does, and holds no number beyond 65,504. "rows" decodes with the
-kernels of kernels.conv (see pipeline.vae_rows) in bfloat16 and encodes as "bf16" does. What each is off by, and how
-quick it is, `python -m benchmarks.vae` measures.
+kernels of kernels.conv (see pipeline.vae_rows) in bfloat16 and encodes as "bf16" does, "rows-fp16" in fp16 and as
+"fp16" does. What each is off by, and how quick it is, `python -m benchmarks.vae` measures.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from kernels.conv import conv_missing
 from pipeline.vae import VAE, StillEncoder, StreamingDecoder, WanVAE
 from pipeline.vae_rows import RowDecoder, prepare, rows_missing
 
-VAE_PRECISIONS = ("exact", "bf16", "fp16", "rows")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "rows": torch.bfloat16}
+VAE_PRECISIONS = ("exact", "bf16", "fp16", "rows", "rows-fp16")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "rows": torch.bfloat16, "rows-fp16": torch.float16}
 
 
 def at_vae_precision(vae: VAE, precision: str, size: tuple[int, int]) -> VAE:
@@ -34,11 +34,11 @@ def at_vae_precision(vae: VAE, precision: str, size: tuple[int, int]) -> VAE:
         return vae
     if not isinstance(vae, WanVAE):
         raise ValueError(f"the VAE precision {precision} is for the Wan VAE; this preset's own is always exact")
-    if precision != "rows":
+    if not precision.startswith("rows"):
         return HalfVAE(vae, DTYPES[precision])
     if reason := conv_missing(vae.conv1.weight.device) or rows_missing(vae.config):
-        raise ValueError(f"the VAE precision rows cannot run: {reason}; bf16 can")
-    return RowVAE(vae, size)
+        raise ValueError(f"the VAE precision {precision} cannot run: {reason}; bf16 can")
+    return RowVAE(vae, DTYPES[precision], size)
 
 
 def channels_last(vae: WanVAE) -> WanVAE:
@@ -67,8 +67,8 @@ class HalfVAE:
 class RowVAE(HalfVAE):
     """Decodes with the kernels of kernels.conv; the weights that these see are made once for all streams."""
 
-    def __init__(self, vae: WanVAE, size: tuple[int, int]):
-        self.dtype, self._size = DTYPES["rows"], size
+    def __init__(self, vae: WanVAE, dtype: torch.dtype, size: tuple[int, int]):
+        self.dtype, self._size = dtype, size
         self._half = _copied(vae, self.dtype, without=("decoder", "conv2"))
         self._weights = prepare(vae, self.dtype)
 

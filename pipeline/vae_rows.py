@@ -1,9 +1,9 @@
-"""The Wan decoder on a Hopper GPU in bfloat16: the same network as pipeline.vae over the kernels of kernels.conv.
+"""The Wan decoder on a Hopper GPU in 16 bits: the same network as pipeline.vae over the kernels of kernels.conv.
 
 Pictures are rows of channels (see kernels.conv). Every causal convolution has two pictures of its input as its past;
 they stay where they were written, in a ring of one arena for each resolution, and a table says where. One picture at a
 time goes through each resolution, so beside the past there is room for two, and where one is summed. All that
-convolutions see is bfloat16; they accumulate in float32, and sums between them are stored and normed in float32. The
+convolutions see has 16 bits; they accumulate in float32, and sums between them are stored and normed in float32. The
 last convolution keeps no past: each picture's share of the three that see it is added up in float32.
 
 C channels, T latent frames, h w latent height and width, H W picture height and width in pixels.
@@ -132,7 +132,7 @@ class Attention(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of the decoder, in bfloat16, as the kernels want them, by the module's name; norms and biases in float32.
+    """Of the decoder, in 16 bits, as the kernels want them, by the module's name; norms and biases in float32.
 
     `enter` is the convolution before the decoder, a matrix and a bias in float32. A convolution in time makes two
     pictures; it lies here as two.

@@ -128,7 +128,7 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vae-precision",
-        choices=["exact", "bf16", "fp16", "rows"],
+        choices=["exact", "bf16", "fp16", "rows", "rows-fp16"],
         help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
         "(default: exact)",
     )

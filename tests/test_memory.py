@@ -41,7 +41,7 @@ def test_the_rehearsal_without_numbers_finds_what_a_real_stream_keeps_and_takes(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("precision", ["fp16", "rows"])
+@pytest.mark.parametrize("precision", ["fp16", "rows", "rows-fp16"])
 def test_another_vae_precision_is_counted_as_it_is_made(monkeypatch, precision):
     monkeypatch.setattr(memory, "WanVAE", lambda: WanVAE(WanVAEConfig(dim=16)))
     vae = memory.WanVAE().eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from pipeline.vae import WanVAE, WanVAEConfig
 from pipeline.vae_precision import VAE_PRECISIONS, at_vae_precision
 
 SIZE = (3, 5)
-LEAST_PSNR = {"bf16": 38, "fp16": 55, "rows": 40}
+LEAST_PSNR = {"bf16": 38, "fp16": 55, "rows": 40, "rows-fp16": 55}
 """Of random weights at width 16, in dB against frames of standard deviation 0.5; those of true size: benchmarks.vae."""
 
 
