@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.fingerprint import SMALL_WAN, small_parts
-from pipeline.chunk import SessionSpec
+from pipeline.chunk import Ended, SessionSpec
 from pipeline.engine import Engine
 from pipeline.presets import find_preset
 from pipeline.tiny.vae import TinyVAE
@@ -75,7 +75,7 @@ def test_channels_stay_last_through_the_whole_encoder(vae, monkeypatch):
     assert len(laid) > 20 and all(x.movedim(1, -1).is_contiguous() for x in laid[1:])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "rows"])
+@pytest.mark.parametrize("precision", ["bf16", "rows", "rows-fp16"])
 def test_an_engine_shows_nearly_the_same_pictures_and_resumes_into_them(precision):
     exact, quick = engine_with("exact"), engine_with(precision)
     for engine in (exact, quick):
@@ -87,6 +87,16 @@ def test_an_engine_shows_nearly_the_same_pictures_and_resumes_into_them(precisio
     again = engine_with(precision)
     again.resume(quick.snapshot("a"))
     assert np.array_equal(again.step()[0].frames, quick.step()[0].frames)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "rows-fp16"])
+def test_a_session_whose_pictures_fp16_cannot_hold_ends_with_a_sentence(precision, monkeypatch):
+    engine = engine_with(precision)
+    engine.open(SessionSpec("a", "a meadow", 1))
+    decode = engine._decoders[0].decode
+    monkeypatch.setattr(engine._decoders[0], "decode", lambda latent: decode(latent) * torch.nan)
+    (ended,) = engine.step()
+    assert isinstance(ended, Ended) and "not finite" in ended.reason
 
 
 def engine_with(precision):
