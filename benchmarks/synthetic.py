@@ -61,7 +61,7 @@ class Engine:
         self._texture = texture.repeat(4, 0).repeat(4, 1)
         self._runs: dict[str, Run] = {}
 
-    def prewarm(self, progress) -> World:
+    def prewarm(self, progress, before: World | None = None) -> World:
         return self.world
 
     def open(self, spec: SessionSpec) -> None:

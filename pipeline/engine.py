@@ -523,26 +523,41 @@ class Engine:
 
     # Readiness
 
-    def prewarm(self, progress: Callable[[int, int], None] = lambda done, total: None) -> World:
+    def prewarm(
+        self, progress: Callable[[int, int], None] = lambda done, total: None, before: World | None = None
+    ) -> World:
         """Run every shape once, measure a chunk, choose the schedule and say how many sessions can be live.
 
-        `progress(done, total)` counts what is timed. Sessions made afterwards have the same bits as without it, but for
-        the pace at which a new prompt's rebuild goes, which is part of their history, and on a GPU for the attention
-        that was found to be the quickest. Raises ValueError where a trial
-        session ends, as with weights that are damaged.
+        `progress(done, total)` counts what is timed. `before` is what an engine with the same options found on this
+        machine: it holds, and nothing is timed. Sessions made afterwards have the same bits as without it, but for the
+        pace at which a new prompt's rebuild goes, which is part of their history, and on a GPU for the attention that
+        was found to be the quickest. Raises ValueError where a trial session ends, as with weights that are damaged.
         """
         assert not list(self._slots), "prewarm() comes before the first session"
+        with self.attention.learning():
+            self.world = self._described(progress) if before is None else self._once_more(before)
+        if self._pace != 0:
+            self._pace = self._rewrites_a_chunk(self.world.chunk_seconds)
+        return self.world
+
+    def _described(self, progress: Callable[[int, int], None]) -> World:
         candidates = self._candidates()
         times = {}
-        with self.attention.learning():
-            for done, schedule in enumerate(candidates):
-                progress(done, len(candidates))
-                times[schedule] = self._measure(schedule)
+        for done, schedule in enumerate(candidates):
+            progress(done, len(candidates))
+            times[schedule] = self._measure(schedule)
         self._schedule = _soonest(times, self.preset.chunk_seconds)
-        self.world = self._describe(times[self._schedule])
-        if self._pace != 0:
-            self._pace = self._rewrites_a_chunk(times[self._schedule])
-        return self.world
+        return self._describe(times[self._schedule])
+
+    def _once_more(self, before: World) -> World:
+        """Run every shape of the schedule: a GPU's change until windows are full, a CPU only wants its memory."""
+        self._schedule = before.schedule
+        with self._trial(self._at_once(before.schedule)) as names:
+            for _ in range(1 if self._device.type == "cpu" else self.window_chunks):
+                self._timed_step(names)
+            for live in range(1, len(names)):
+                self._timed_step(names[:live])
+        return before
 
     def _candidates(self) -> tuple[str, ...]:
         """The schedules to choose from. Where slots can have cores of their own there is no choice.
@@ -558,19 +573,29 @@ class Engine:
 
     def _measure(self, schedule: str) -> list[float]:
         """Seconds of a step with 1, 2, ... sessions and full windows: the quickest, for others can only add to it."""
-        count = 1 if schedule == "turns" else len(self._slots)
-        names = [f"prewarm-{number}" for number in range(count)]
+        count = self._at_once(schedule)
         self._schedule = schedule
-        try:
-            for seed, name in enumerate(names):
-                self.open(SessionSpec(name, WARM_PROMPT, seed, self.warm_image()))
+        with self._trial(count) as names:
             for _ in range(self.window_chunks):
                 self._timed_step(names)
             times = [self._quickest_step(names[:live]) for live in range(1, count + 1)]
+        return times if count == len(self._slots) else [times[0] * live for live in range(1, len(self._slots) + 1)]
+
+    def _at_once(self, schedule: str) -> int:
+        """How many sessions a step makes at the most."""
+        return 1 if schedule == "turns" else len(self._slots)
+
+    @contextlib.contextmanager
+    def _trial(self, count: int) -> Iterator[list[str]]:
+        """So many sessions, for as long as it lasts."""
+        names = [f"prewarm-{number}" for number in range(count)]
+        try:
+            for seed, name in enumerate(names):
+                self.open(SessionSpec(name, WARM_PROMPT, seed, self.warm_image()))
+            yield names
         finally:
             for name in names:
                 self.close(name)
-        return times if count == len(self._slots) else [times[0] * live for live in range(1, len(self._slots) + 1)]
 
     def _quickest_step(self, sessions: Sequence[str]) -> float:
         begun, times = time.monotonic(), []

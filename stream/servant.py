@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     world: World
 
-    def prewarm(self, progress: Callable[[int, int], None]) -> World: ...
+    def prewarm(self, progress: Callable[[int, int], None], before: World | None = None) -> World: ...
     def open(self, spec: SessionSpec) -> None: ...
     def control(self, session: str, control: Control) -> None: ...
     def close(self, session: str) -> None: ...
@@ -134,7 +134,9 @@ def serve(
     mouth = _Mouth(pipe)
     try:
         engine = _build(factory, options)
-        world = _as_before(engine.prewarm(lambda done, total: mouth.send(Progress(done, total))), before)
+        # An engine that is started again may find a busy machine: no viewer who was let in is to wait for that, and
+        # none for what is known to be measured again.
+        world = engine.prewarm(lambda done, total: mouth.send(Progress(done, total)), before)
         _Servant(mouth, inbox, blocks, engine, Plan(world, lead), world, prompts).run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)
@@ -145,14 +147,6 @@ def serve(
 def _build(factory: str, options: dict[str, Any]) -> Engine:
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)(**options)
-
-
-def _as_before(world: World, before: World | None) -> World:
-    """The world with no fewer slots than it had. An engine that is started again may measure a busy machine, and no
-    viewer who was let in is to wait for that."""
-    if before is None or before.slots <= world.slots:
-        return world
-    return dataclasses.replace(world, slots=before.slots, limit=before.limit)
 
 
 def _confess(mouth: _Mouth, error: Exception, prompts: Prompts) -> NoReturn:

@@ -65,11 +65,12 @@ class FakeEngine:
         self.seconds, self.load_seconds, self.fail, self.spin_at = seconds, load_seconds, fail, spin_at
         self.sessions: dict[str, dict] = {}
 
-    def prewarm(self, progress):
+    def prewarm(self, progress, before=None):
         if self.fail:
             raise ValueError(self.fail)
         progress(1, 2)
         time.sleep(self.load_seconds)
+        self.world = before or self.world
         return self.world
 
     def open(self, spec: SessionSpec):

@@ -192,6 +192,19 @@ def test_prewarm_waits_a_while_for_another_program_to_pass(monkeypatch, busy, sl
     assert engine.prewarm().slots == slots
 
 
+def test_an_engine_that_is_told_what_one_before_it_found_times_nothing_and_is_alike(monkeypatch):
+    first, again = small_engine(schedule="batch"), small_engine(schedule="batch")
+    before = dataclasses.replace(first.prewarm(), chunk_seconds=(0.03, 0.05))
+    monkeypatch.setattr(again, "_quickest_step", None)
+    assert again.prewarm(before=before) == before and again.schedule == "batch" and not list(again._slots)
+    latents = Latents(again, monkeypatch)
+    again.open(spec("watched"))
+    for chunk in range(8):
+        walk(again, "watched", chunk)
+        again.step()
+    assert torch.equal(latents.of("watched"), run_alone(monkeypatch, schedule="batch"))
+
+
 def test_prewarm_refuses_weights_that_make_no_numbers(monkeypatch):
     """Each step would end its sessions, and the next ones, without any, would be measured as very quick."""
     engine = small_engine()
