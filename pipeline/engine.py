@@ -696,23 +696,37 @@ def build(
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
     _check_options(slots, schedule, place, prompt_change, context_pass, graphs)
-    picture = read_file(image) if image is not None else None
-    if picture is not None:
-        read_image(picture, found.height, found.width)
+    picture = _read(image, found)
     loaded = load_parts(found, weights, place, parts, lora)
     loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
     engine = functools.partial(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
         overlap=overlap, attention=attention, context_pass=context_pass, graphs=graphs, cache=cache,
     )  # fmt: skip
+    stored = FP8 if cache == "fp8" else loaded.transformer.dtype
+    choose = functools.partial(choose_context, found, context, slots, place, stored)
+    return _in_context(engine, schedule, choose)
+
+
+def _read(image: str | Path | None, preset: Preset) -> bytes | None:
+    """The file's bytes, which are a picture."""
+    if image is None:
+        return None
+    data = read_file(image)
+    read_image(data, preset.height, preset.width)
+    return data
+
+
+def _in_context(
+    make: Callable[..., Engine], schedule: str, choose: Callable[[Callable[[int], None]], int | None]
+) -> Engine:
+    """An engine with the context that `choose` finds; it may try engines that run all their slots at once."""
     largest = "turns" if schedule == "turns" else "batch"
 
     def rehearse(frames: int) -> None:
-        _rehearse(engine(schedule=largest, context=frames))
+        _rehearse(make(schedule=largest, context=frames))
 
-    stored = FP8 if cache == "fp8" else loaded.transformer.dtype
-    frames = choose_context(found, context, slots, place, stored, rehearse)
-    return engine(schedule=schedule, context=frames)
+    return make(schedule=schedule, context=choose(rehearse))
 
 
 def _decode_stream(device: torch.device, overlap: str) -> torch.cuda.Stream | None:
