@@ -22,7 +22,7 @@ for part in $parts; do case $part in
 attention)
   run attention 40 "$PY" -m benchmarks.attention --preset lingbot-world-v2-14b --save gpu-attention; said attention 900 ;;
 vae)
-  run vae 165 "$PY" -m benchmarks.vae --chunks 5 --ways "exact,bf16,fp16,rows,rows graph" --save gpu-vae; said vae 1200 ;;
+  run vae 165 "$PY" -m benchmarks.vae --chunks 5 --ways "exact,bf16,fp16,rows,rows-fp16,rows graph" --save gpu-vae; said vae 1200 ;;
 1.3b)
   throughput 1.3b 140 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=rows" \
     --way "schedule=turns vae=rows overlap=first" --way "schedule=turns vae=rows overlap=no" \

@@ -6,6 +6,7 @@ N pictures; poses are (N, 4) x, z, yaw, pitch; scenes (N, 4) indexes as in pipel
 import hashlib
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ RAYS_AT_ONCE = {"cuda": 64 * 2 * HEIGHT * 2 * WIDTH, "cpu": HEIGHT // 2 * WIDTH 
 
 def draw_quickly(device: torch.device) -> None:
     """Compile the renderer where that can be done: a CPU draws ten times as quickly, off by one of 255 at the most."""
-    if device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")):
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if device.type == "cuda" or (headers.exists() and shutil.which(os.environ.get("CXX", "g++"))):
         compile_renderer()
 
 

@@ -107,6 +107,12 @@ def test_the_loss_of_one_batch_falls(tmp_path, alone):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+def test_a_share_beyond_the_whole_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments(tmp_path, "0.01"), "--alone-share", "1.5"])
+    assert "it is from 0 to 1" in capsys.readouterr().err
+
+
 def test_only_a_whole_training_is_judged_at_its_end(tmp_path):
     assert to_be_judged(["--out", str(tmp_path)]) == tmp_path / "weights"
     assert to_be_judged(["--out", str(tmp_path), "--no-benchmark"]) is None

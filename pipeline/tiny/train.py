@@ -97,11 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--alone-share",
-        type=float,
+        type=_share,
+        metavar="SHARE",
         help="share of the transformer's minutes without a past (0 goes on from one with it)",
     )
     parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; it is from 0 to 1")
+    return share
 
 
 def _plan(options: argparse.Namespace) -> Plan:

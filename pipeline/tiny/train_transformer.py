@@ -105,16 +105,13 @@ class Objective(nn.Module):
         terms = self.terms_twice(pose, scenes)
         history = torch.rand(len(latents), device=latents.device) > WITHOUT_HISTORY
         clean = _with_context_noise(_with_foreign_start(self.dream(latents, terms, history, dreams)))
-        index = torch.randint(len(self.sigmas), latents.shape[:2], device=latents.device)
-        sigma = self.levels[index]
-        noisy = torch.lerp(latents, torch.randn_like(latents), sigma[:, :, None, None, None])
+        sigma, noisy = self.noised(latents)
         return (self.predict(clean, noisy, sigma, terms, history) - latents).square().mean()
 
     def loss_alone(self, latents: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
         """The same without any past. A picture in which a new prompt fades in is none of pose and prompt alone."""
-        index = torch.randint(len(self.sigmas), latents.shape[:2], device=latents.device)
-        sigma = self.levels[index]
-        noisy = torch.lerp(latents, torch.randn_like(latents), sigma[:, :, None, None, None]).flatten(0, 1).unsqueeze(2)
+        sigma, noisy = self.noised(latents)
+        noisy = noisy.flatten(0, 1).unsqueeze(2)
         times = self.transformer.embed_time(TRAINING_STEPS * sigma.flatten())
         memory = alone(len(noisy), self.grid, self.transformer.config.head_width, latents.device)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
@@ -122,6 +119,12 @@ class Objective(nn.Module):
         error = (made.squeeze(2).float() - latents.flatten(0, 1)).square().mean((1, 2, 3))
         steady = _steady(scenes).flatten()
         return (error * steady).sum() / steady.sum().clamp(min=1)
+
+    def noised(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """A level of noise for each chunk, drawn from the preset's, (B, N), and the chunks at it."""
+        index = torch.randint(len(self.sigmas), latents.shape[:2], device=latents.device)
+        sigma = self.levels[index]
+        return sigma, torch.lerp(latents, torch.randn_like(latents), sigma[:, :, None, None, None])
 
     @torch.no_grad()
     def dream(self, latents: Tensor, terms: tuple, history: Tensor, times: int = 1) -> Tensor:
