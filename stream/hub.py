@@ -332,14 +332,20 @@ class Hub:
         """End every session here; with `keeps` what was kept of them is put away, to be come back to."""
         for viewer in list(self._viewers.values()):
             if keeps and viewer.session.data is not None:
-                self._archive.put(viewer.session.token, viewer.session.data)
-                viewer.tell(protocol.Parked(reason=reason, by_itself=True))
-                viewer.hear = no_one
-                self._viewers.pop(viewer.session.token)
-                viewer.ended()
-                self.audience.dismiss(viewer)
+                self._put_away(viewer, reason)
             else:
                 self.leave(viewer, reason)
+
+    def _put_away(self, viewer: Viewer, reason: str) -> None:
+        """Free the slot or the place; the next server finds on the disk what the session was."""
+        session = viewer.session
+        self._viewers.pop(session.token)
+        self._line.leave(session)
+        self._archive.put(session.token, session.data)
+        viewer.tell(protocol.Parked(reason=reason, by_itself=True))
+        viewer.hear = no_one
+        viewer.ended()
+        self.audience.dismiss(viewer)
 
     # The engine's side.
 

@@ -18,6 +18,7 @@ from stream.hub import (
     GRACE_SECONDS,
     MAX_WAITING,
     PICTURE_SECONDS,
+    STATS_SECONDS,
     Hub,
 )
 from stream.runs import KEEP_BYTES_A_SECOND, KEEP_SECONDS
@@ -399,6 +400,16 @@ def test_a_server_that_closes_keeps_what_it_has_of_each_session(hub, engine, clo
     snap(hub, engine, data(1))
     hub.close("The server is closing.")
     assert list(drawer) == [page.viewer.session.token] and page.last(protocol.Parked).by_itself
+
+
+def test_time_goes_on_after_the_close_while_what_was_kept_is_put_away(hub, engine, clock):
+    live, _, waiting = Page(hub), Page(hub), Page(hub)
+    for page in (live, waiting):
+        page.viewer.session.data = data(1)
+    hub.close("The server is closing.")
+    pass_time(hub, clock, 2 * STATS_SECONDS)
+    hub.happen(chunk(live.run))
+    assert live.types()[-1] == waiting.types()[-1] == "parked"
 
 
 # The engine dies.
