@@ -108,6 +108,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
             "s",
             "what was kept before counts",
         ),
+        ("pages that read why their session ends, then", "server.LAST_WORDS_SECONDS", "s", "they are cut off"),
         ("open requests when the server ends", "serve.SHUTDOWN_SECONDS", "s", "they are cut off"),
     ],
 }

@@ -53,6 +53,8 @@ viewer may come back."""
 FOREIGN = "Pages of this origin may not steer here; --allow-origin lists those that may.\n"
 DRAIN_SECONDS = 2.0
 """So long the end of the server waits for the engine to say what the live sessions are."""
+LAST_WORDS_SECONDS = 0.5
+"""So long it then waits for pages to have read why their session ends."""
 CLOSING = "The server is closing."
 NOT_KEPT = "It keeps no worlds, so this one is over."
 TICK_SECONDS, TIDY_SECONDS = 0.25, 5.0
@@ -161,6 +163,7 @@ class Service:
         memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
         memory.labels("engine").set_function(lambda: resident_bytes(self._engine.pid))
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: dict[Connection, asyncio.Task[Any] | None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = self._untidy = False
 
@@ -196,6 +199,8 @@ class Service:
         else:
             self.hub.drain(CLOSING, lambda data: None)
         self._close_hub()
+        if last_words := [task for connection, task in self._connections.items() if task and connection.is_over]:
+            await asyncio.wait(last_words, timeout=LAST_WORDS_SECONDS)
 
     @property
     def _keeps(self) -> bool:
@@ -209,6 +214,15 @@ class Service:
         self.archive.close()
         if self._temporary:
             self._temporary.cleanup()
+
+    async def talk(self, socket: WebSocket) -> None:
+        """With a page, until either side ends it."""
+        connection = Connection(socket, self)
+        self._connections[connection] = asyncio.current_task()
+        try:
+            await connection.run()
+        finally:
+            del self._connections[connection]
 
     async def enter(self, hello: protocol.Hello, hear: Hear) -> Viewer:
         """The viewer of a hello: the one whose token it brings, here or parked, or a new one. Raises as Hub.enter."""
@@ -371,6 +385,11 @@ class Connection:
         self._viewer: Viewer | Spectator | None = None
         self._full = asyncio.Event()
         self._left = False
+
+    @property
+    def is_over(self) -> bool:
+        """True when its session has ended; it may have last words to say."""
+        return self._viewer is not None and self._viewer.is_over
 
     async def run(self) -> None:
         """Until either side ends it. Who has left frees the slot; who was lost may come back."""
@@ -538,7 +557,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
-        await Connection(socket, service).run()
+        await service.talk(socket)
 
     @app.websocket("/frames")
     async def pictures(socket: WebSocket) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import pytest
 import websockets
 from serving import HELLO, Player, hear, say, serving
+from starlette.websockets import WebSocket
 from test_api import bearer
 
 from stream import doors
@@ -157,6 +158,22 @@ async def test_a_server_that_closes_lets_no_one_in_and_says_so(tmp_path, monkeyp
         assert (await client.post("/whep", await player.offer())).status_code == 503
         assert (await client.http.get("/readyz")).status_code == 503
     await player.connection.close()
+
+
+async def test_a_server_ends_after_its_pages_were_told_why(client, monkeypatch):
+    close, closed = WebSocket.close, []
+
+    async def slow(socket, *arguments):
+        await asyncio.sleep(0.1)
+        await close(socket, *arguments)
+        closed.append(socket)
+
+    monkeypatch.setattr(WebSocket, "close", slow)
+    async with client.page() as page, websockets.connect(f"ws://127.0.0.1:{client.port}/ws"):
+        await hear(page, "live")
+        await client.service.drain()
+        assert len(closed) == 1
+        assert "closing" in (await hear(page, "ended"))["reason"]
 
 
 TOKEN = "a-long-enough-secret"
