@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.presets import find_preset
 from pipeline.tiny.load import FILES, load_tiny, make_tiny, take_over
+from pipeline.tiny.muon import orthogonal
 from pipeline.tiny.plan import PLANS
 from pipeline.tiny.train import MINUTES, main, to_be_judged
 from pipeline.tiny.train_transformer import Objective, _steady
-from pipeline.tiny.trainee import Trainee
+from pipeline.tiny.trainee import Trainee, update_together
+from pipeline.transformer import Transformer
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory) -> tuple:
     """The folder of a few seconds' training on the CPU, and what was printed."""
     folder = tmp_path_factory.mktemp("run")
-    assert main(arguments(folder, "0.08")) == 0
+    assert main(arguments(folder, "0.01")) == 0
     return folder, json.loads((folder / "result.json").read_text())
 
 
@@ -41,21 +44,34 @@ def test_a_run_says_how_it_was_made_and_what_it_reached(run):
     _, result = run
     assert result["command"].startswith("chunkcast train tiny --out")
     assert result["device"] == "cpu"
-    assert all(result[f"{part}_steps"] > 0 for part in ("vae", "recogniser", "transformer", "decoder"))
+    assert all(result[f"{part}_steps"] > 0 for part in ("vae", "recogniser", "transformer", "joint"))
     assert math.isfinite(result["held_out_error_without_history"]) and math.isfinite(result["vae_psnr_mean"])
 
 
 def test_a_finished_run_goes_on_where_it_ended(run, capsys):
     folder, before = run
-    spent = max(before[f"{part}_minutes"] for part in ("vae", "transformer", "decoder"))
-    assert main(arguments(folder, f"{spent + 0.02:.2f}")) == 0
+    more = before["recogniser_minutes"] + 0.01
+    assert main([*arguments(folder, "0"), MINUTES["recogniser"], str(more)]) == 0
     after = json.loads((folder / "result.json").read_text())
-    assert after["vae_steps"] > before["vae_steps"]
+    assert after["recogniser_steps"] > before["recogniser_steps"]
+    assert after["joint_steps"] == before["joint_steps"], "a part whose time is over rests"
     assert "going on after" in capsys.readouterr().out
 
 
-def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
+def test_a_part_that_is_trained_on_has_those_after_it_begin_anew(run, tmp_path):
+    folder, before = run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    more = before["transformer_minutes"] + 0.005
+    assert main([*arguments(tmp_path, "0"), MINUTES["transformer"], str(more)]) == 0
+    after = json.loads((tmp_path / "result.json").read_text())
+    assert after["vae_steps"] == before["vae_steps"] and after["transformer_steps"] > before["transformer_steps"]
+    assert after["joint_steps"] == 1, "what was learnt beside another transformer is gone"
+
+
+def test_a_run_begins_with_the_weights_of_another(run, tmp_path, monkeypatch):
     folder, _ = run
+    for part in ("train_vae", "train_jointly", "vae_measured", "transformer_measured", "train_recogniser"):
+        monkeypatch.setattr(f"pipeline.tiny.train.{part}", lambda *_: {})  # the transformer is what is compared
     begun = [*arguments(tmp_path, "0.01"), "--begin-with", str(folder / "weights")]
     assert main(begun) == 0
     one, other = (load_tiny("cpu", each / "weights").transformer.state_dict() for each in (folder, tmp_path))
@@ -77,14 +93,67 @@ def test_what_does_not_fit_begins_anew_and_is_named(run, tmp_path):
 
 
 def test_recording_a_step_changes_nothing_before_the_rate_is_set(tmp_path):
-    layer = torch.nn.Linear(3, 1)
-    before = layer.weight.clone()
-    trainee = Trainee(layer, 1e-2, tmp_path / "layer.pt")
-    trainee.update(layer(torch.ones(1, 3)).sum())
-    assert torch.equal(layer.weight, before)
+    def state(trainee):
+        return torch.cat((trainee.module.weight, trainee.average.weight)).detach().clone()
+
+    def update(trainee):
+        trainee.update(trainee.module(torch.ones(1, 3)).sum())
+
+    first = Trainee(torch.nn.Linear(3, 1), 1e-2, tmp_path / "layer.pt")
+    begun = state(first)
+    update(first)
+    assert torch.equal(state(first), begun)
+    for _ in range(3):
+        first.prepare(share=0.1)
+        update(first)
+    assert not torch.equal(state(first), begun)
+    first.save(1.0)
+    again = Trainee(torch.nn.Linear(3, 1), 1e-2, tmp_path / "layer.pt")
+    update(again)
+    assert torch.equal(state(again), state(first)), "nor where a run goes on"
+
+
+def test_muons_updates_turn_every_direction_alike_whatever_the_gradient():
+    torch.manual_seed(0)
+    for shape in ((3, 64, 64), (2, 32, 128), (2, 128, 32)):
+        u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        steep = u * torch.logspace(0, -1, v.shape[1]) @ v
+        turned = orthogonal(steep)
+        values = torch.linalg.svdvals(turned)
+        assert turned.shape == shape and values.min() > 0.5 and values.max() < 1.3
+        assert (turned - u @ v).square().mean() < 0.1 * (u @ v).square().mean()
+
+
+def test_a_layer_learns_by_muon_and_goes_on_from_its_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    x, wanted = torch.randn(64, 8), torch.randn(64, 8)
+    trainee = muon_trainee(tmp_path)
+    losses = [muon_step(trainee, x, wanted) for _ in range(60)]
+    assert losses[-1] < 0.8 * losses[0]
+    trainee.save(1.0)
+    again = muon_trainee(tmp_path)
+    assert [muon_step(again, x, wanted) for _ in range(3)] == [muon_step(trainee, x, wanted) for _ in range(3)]
+    with pytest.raises(ValueError, match="give or leave out --muon"):
+        Trainee(torch.nn.Linear(8, 8), 1e-2, tmp_path / "layer.pt")
+
+
+def muon_trainee(folder):
+    layer = torch.nn.Linear(8, 8)
+    return Trainee(layer, 1e-2, folder / "layer.pt", matrices=[layer.weight])
+
+
+def muon_step(trainee, x, wanted):
+    loss = (trainee.module(x) - wanted).square().mean()
     trainee.prepare(share=0.1)
-    trainee.update(layer(torch.ones(1, 3)).sum())
-    assert not torch.equal(layer.weight, before)
+    trainee.update(loss)
+    return loss.item()
+
+
+def test_a_loss_reaches_those_who_learn_from_it_and_no_one_else(tmp_path):
+    learner, judge = torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+    trainee = Trainee(learner, 1e-2, tmp_path / "learner.pt")
+    update_together(judge(learner(torch.ones(1, 3))).sum(), trainee)
+    assert learner.weight.grad is not None and judge.weight.grad is None
 
 
 def test_pictures_in_which_a_prompt_fades_in_are_not_learnt_alone():
@@ -95,7 +164,9 @@ def test_pictures_in_which_a_prompt_fades_in_are_not_learnt_alone():
 @pytest.mark.parametrize("alone", [False, True], ids=["with a past", "alone"])
 def test_the_loss_of_one_batch_falls(tmp_path, alone):
     torch.manual_seed(0)
-    objective = Objective(make_tiny(), find_preset("tiny"))
+    preset = find_preset("tiny")
+    preset = replace(preset, transformer=replace(preset.transformer, layers=2))
+    objective = Objective(make_tiny()._replace(transformer=Transformer(preset.transformer)), preset)
     trainee = Trainee(objective, 1e-3, tmp_path / "transformer.pt")
     batch = torch.randn(1, 2, 32, 12, 20), torch.rand(1, 2, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 4).long()
     losses = []
@@ -107,10 +178,13 @@ def test_the_loss_of_one_batch_falls(tmp_path, alone):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_a_share_beyond_the_whole_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("flag", "value", "says"), [("--alone-share", "1.5", "it is from 0 to 1"), ("--minutes", "-1", "a number from 0")]
+)
+def test_a_share_beyond_the_whole_and_time_that_runs_backwards_are_refused(tmp_path, capsys, flag, value, says):
     with pytest.raises(SystemExit):
-        main([*arguments(tmp_path, "0.01"), "--alone-share", "1.5"])
-    assert "it is from 0 to 1" in capsys.readouterr().err
+        main([*arguments(tmp_path, "0.01"), f"{flag}={value}"])
+    assert says in capsys.readouterr().err
 
 
 def test_only_a_whole_training_is_judged_at_its_end(tmp_path):

@@ -11,12 +11,13 @@ class Plan:
     """Minutes are of wall time, sizes count clips.
 
     In the first `alone_share` of its time the transformer makes every chunk from pose and prompt alone: the picture as
-    a function of both is most of what there is to learn, and without a past a step takes less than half as long.
+    a function of both is most of what there is to learn, and without a past a step takes less than half as long. With
+    `muon` that optimizer updates the matrices of its blocks.
     """
 
     vae_minutes: float
     minutes: float
-    decoder_minutes: float
+    joint_minutes: float
     recogniser_minutes: float
     vae_batch: int
     vae_pool: int
@@ -27,13 +28,14 @@ class Plan:
     made_at_once: int
     draw_share: float
     held_out: int
-    decoder_batch: int
+    joint_batch: int
     shots: int
     alone_share: float = 0.4
     coarseness: int = 1
+    muon: bool = False
     vae_rate: float = 6e-4
     rate: float = 1e-3
-    decoder_rate: float = 2e-4
+    joint_rate: float = 2e-4
     recogniser_rate: float = 2e-3
 
 
@@ -41,7 +43,7 @@ PLANS = {
     "full": Plan(
         vae_minutes=4.0,
         minutes=18.0,
-        decoder_minutes=3.0,
+        joint_minutes=3.0,
         recogniser_minutes=0.5,
         vae_batch=64,
         vae_pool=3072,
@@ -52,13 +54,13 @@ PLANS = {
         made_at_once=64,
         draw_share=0.25,
         held_out=64,
-        decoder_batch=12,
+        joint_batch=12,
         shots=1024,
     ),
     "small": Plan(
         vae_minutes=0.2,
         minutes=0.2,
-        decoder_minutes=0.1,
+        joint_minutes=0.1,
         recogniser_minutes=0.05,
         vae_batch=2,
         vae_pool=4,
@@ -69,7 +71,7 @@ PLANS = {
         made_at_once=2,
         draw_share=0.2,
         held_out=2,
-        decoder_batch=1,
+        joint_batch=1,
         shots=2,
         coarseness=8,
     ),

@@ -1,11 +1,12 @@
 """`chunkcast train tiny`: the small world from nothing, on one GPU, within half an hour.
 
 Four parts in turn, each resumable: the VAE on pictures drawn by the renderer; the transformer with the text table on
-latents of drawn clips; the decoder once more on what the transformer makes; the recogniser of pictures' scenes.
+latents of drawn clips; transformer and decoder together, on pictures; the recogniser of pictures' scenes.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -19,16 +20,18 @@ from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.load import TinyWorld, make_tiny, save_tiny, take_over
 from pipeline.tiny.plan import PLANS, Plan
 from pipeline.tiny.shots import Shots
-from pipeline.tiny.train_decoder import train_decoder
+from pipeline.tiny.train_jointly import train_jointly
 from pipeline.tiny.train_recogniser import train_recogniser
 from pipeline.tiny.train_transformer import Objective, train_transformer
-from pipeline.tiny.train_vae import measured, train_vae
+from pipeline.tiny.train_transformer import measured as transformer_measured
+from pipeline.tiny.train_vae import measured as vae_measured
+from pipeline.tiny.train_vae import train_vae
 from pipeline.tiny.trainee import Stop
 
 MINUTES = {
     "VAE": "--vae-minutes",
     "transformer": "--minutes",
-    "decoder": "--decoder-minutes",
+    "joint training": "--joint-minutes",
     "recogniser": "--recogniser-minutes",
 }
 SHOTS_SEED = 1
@@ -72,9 +75,9 @@ def _train(
         facts |= more
     if not stop.asked:
         shots = Shots.drawn(plan.shots, SHOTS_SEED, plan, device)
-        objective = Objective(world, find_preset("tiny")).to(device).eval().requires_grad_(False)
-        facts |= train_decoder(world.vae, objective, shots, plan, folder, stop)
-        facts |= measured(world.vae, plan, device)
+        objective = Objective(world, find_preset("tiny")).to(device).eval()
+        facts |= train_jointly(world.vae, objective, shots, plan, folder, stop)
+        facts |= vae_measured(world.vae, plan, device) | transformer_measured(objective, world.vae, plan, device)
     if not stop.asked:
         facts |= train_recogniser(world.recogniser, world.vae, shots, plan, folder, stop)
     return world, facts
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/tiny", help="folder of checkpoints and weights; an earlier run goes on")
     parser.add_argument("--size", choices=PLANS, default="full", help="small: a minute on a CPU, to see that it works")
     for part, flag in MINUTES.items():
-        parser.add_argument(flag, type=float, help=f"minutes for the {part}, earlier runs included")
+        parser.add_argument(flag, type=_minutes, help=f"minutes for the {part}, earlier runs included")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--draw-device", help="a second GPU that draws while the first one trains, such as cuda:1")
     parser.add_argument("--seed", type=int, default=0)
@@ -101,8 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the transformer's minutes without a past (0 goes on from one with it)",
     )
+    parser.add_argument("--muon", action="store_true", help="Muon for the matrices of the transformer's blocks")
     parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} are no minutes; they are a number from 0")
+    return minutes
 
 
 def _share(text: str) -> float:
@@ -115,7 +126,7 @@ def _share(text: str) -> float:
 def _plan(options: argparse.Namespace) -> Plan:
     given = {flag.strip("-").replace("-", "_") for flag in (*MINUTES.values(), "--alone-share")}
     values = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
-    return replace(PLANS[options.size], **values)
+    return replace(PLANS[options.size], muon=options.muon, **values)
 
 
 def _prepare(device: torch.device) -> None:

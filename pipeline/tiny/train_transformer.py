@@ -24,7 +24,7 @@ from pipeline.tiny.load import TinyWorld
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
 from pipeline.tiny.teacher_forcing import STREAMS, alone, teacher_forcing
 from pipeline.tiny.train_vae import decode_clip, encode_clip, psnr
-from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee
+from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee, forget
 from pipeline.tiny.vae import TinyVAE
 from pipeline.transformer import CameraTerms, TextTerms
 
@@ -97,6 +97,11 @@ class Objective(nn.Module):
         view = intrinsics_from_view(preset.field_of_view, 8 * h, 8 * w)
         self.register_buffer("directions", ray_directions(view, 8 * h, 8 * w), persistent=False)
 
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """Of the transformer's blocks."""
+        return [p for block in self.transformer.blocks for p in block.parameters() if p.ndim == 2]
+
     def loss(self, latents: Tensor, pose: Tensor, scenes: Tensor, dreams: int) -> Tensor:
         """Mean squared error of the chunks; the past is what the model made of it, `dreams` deep.
 
@@ -104,9 +109,9 @@ class Objective(nn.Module):
         """
         terms = self.terms_twice(pose, scenes)
         history = torch.rand(len(latents), device=latents.device) > WITHOUT_HISTORY
-        clean = _with_context_noise(_with_foreign_start(self.dream(latents, terms, history, dreams)))
         sigma, noisy = self.noised(latents)
-        return (self.predict(clean, noisy, sigma, terms, history) - latents).square().mean()
+        made = self.predict(self.past(latents, terms, history, dreams), noisy, sigma, terms, history)
+        return (made - latents).square().mean()
 
     def loss_alone(self, latents: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
         """The same without any past. A picture in which a new prompt fades in is none of pose and prompt alone."""
@@ -119,6 +124,11 @@ class Objective(nn.Module):
         error = (made.squeeze(2).float() - latents.flatten(0, 1)).square().mean((1, 2, 3))
         steady = _steady(scenes).flatten()
         return (error * steady).sum() / steady.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def past(self, latents: Tensor, terms: tuple, history: Tensor, dreams: int) -> Tensor:
+        """A past as a stream has it: what the model made, `dreams` deep, a little noisy, some with a foreign start."""
+        return _with_context_noise(_with_foreign_start(self.dream(latents, terms, history, dreams)))
 
     def noised(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """A level of noise for each chunk, drawn from the preset's, (B, N), and the chunks at it."""
@@ -138,7 +148,7 @@ class Objective(nn.Module):
         made = None
         for level in self.sigmas:
             noise = torch.randn_like(past)
-            noisy = noise if made is None else torch.lerp(made, noise, level)
+            noisy = noise if made is None else torch.lerp(made.detach(), noise, level)
             made = self.predict(past, noisy, torch.full_like(past[:, :, 0, 0, 0], level), terms, history)
         return made
 
@@ -199,10 +209,9 @@ def train_transformer(
     """Returns the world with the moving averages in place, and what they reach on held-out clips."""
     preset = find_preset("tiny")
     objective = Objective(world, preset).to(device)
-    if device.type == "cuda":
-        for block in world.transformer.blocks:  # one compilation serves all: they differ in weights alone
-            block.compile(dynamic=False)
-    trainee = Trainee(objective, plan.rate, folder / "transformer.pt")
+    compile_blocks(objective)
+    matrices = objective.matrices if plan.muon else ()
+    trainee = Trainee(objective, plan.rate, folder / "transformer.pt", matrices=matrices)
     progress = Progress("transformer", plan.minutes, trainee.spent, stop)
     pool = Pool.empty(plan.pool, plan.chunks, preset, device)
     if progress.goes_on:
@@ -211,11 +220,19 @@ def train_transformer(
         _train(trainee, progress, pool, plan, world.vae, draw_device)
         trainee.save(progress.elapsed)
         pool.save(folder / "pool.pt")
+        forget(folder, "joint-*.pt")  # which began with another one
     best = trainee.average
     held_out = measured(best, world.vae, plan, device)
     print(f"transformer: held out {held_out}", flush=True)
     facts = {"transformer_steps": trainee.steps, "transformer_minutes": progress.elapsed, "clips_drawn": pool.added}
     return world._replace(transformer=best.transformer, text=best.text), held_out | facts
+
+
+def compile_blocks(objective: Objective) -> None:
+    """On a GPU. One compilation serves all blocks: they differ in weights alone."""
+    if objective.levels.is_cuda:
+        for block in objective.transformer.blocks:
+            block.compile(dynamic=False)
 
 
 def _train(trainee: Trainee, progress: Progress, pool: Pool, plan: Plan, vae: TinyVAE, draw_device: str | None) -> None:
@@ -233,9 +250,10 @@ def _train_on(trainee: Trainee, progress: Progress, plan: Plan, batches: Iterato
     while progress.goes_on:
         batch = next(batches)
         dreams = _dreams(progress, plan.alone_share)
-        trainee.prepare(progress.share)
         if dreams not in learners:
+            trainee.hold()
             learners[dreams] = Graphed(_learner(trainee, dreams), *batch)
+        trainee.prepare(progress.share)
         progress.step(learners[dreams](*batch))
 
 

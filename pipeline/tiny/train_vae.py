@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.tiny.clips import ClipMaker
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
-from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee
+from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee, forget
 from pipeline.tiny.vae import TinyVAE
 
 LATENTS = 2
@@ -22,6 +22,7 @@ def train_vae(vae: TinyVAE, plan: Plan, folder: Path, device: torch.device, stop
     if progress.goes_on:
         _train(trainee, progress, plan, device)
         trainee.save(progress.elapsed)
+        forget(folder, "pool.pt", "joint-*.pt", "recogniser.pt")  # of other latents
     vae.load_state_dict(trainee.average.state_dict())
     _set_statistics(vae.eval(), plan, device)
     return measured(vae, plan, device) | {"vae_steps": trainee.steps, "vae_minutes": progress.elapsed}

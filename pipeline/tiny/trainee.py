@@ -1,14 +1,17 @@
 """What every part of the training shares: its time, a stop that loses nothing, a checkpoint, CUDA graphs."""
 
+import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.tiny.muon import Muon
 
 EMA_DECAY = 0.9993
 REPORT_SECONDS = 5.0
@@ -54,7 +57,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        return min(1.0, self.elapsed / self.minutes)
+        return min(1.0, self.elapsed / self.minutes) if self.minutes > 0 else 1.0
 
     @property
     def goes_on(self) -> bool:
@@ -76,46 +79,67 @@ class Progress:
 
 
 class Trainee:
-    """A module, its optimizer and its moving average, with a checkpoint of all three."""
+    """A module, its optimizers and its moving average, with a checkpoint of all of them.
 
-    def __init__(self, module: nn.Module, rate: float, path: Path, betas: tuple[float, float] = (0.9, 0.98)):
+    `matrices` are those of its parameters that Muon updates; all others are AdamW's, with `betas`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rate: float,
+        path: Path,
+        betas: tuple[float, float] = (0.9, 0.98),
+        matrices: Sequence[nn.Parameter] = (),
+    ):
         self.module, self.rate, self.path = module, rate, path
         self.average = deepcopy(module).eval().requires_grad_(False)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        device = parameters[0].device
+        chosen = {id(matrix) for matrix in matrices}
+        others = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
+        device = others[0].device
         options = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-        # The rate is nought until prepare() sets it: recording a graph makes steps too, and a few at the full rate from
-        # an optimizer that knows nothing yet undo what the module has learnt before.
-        start = torch.tensor(0.0, device=device) if options else 0.0
-        self.optimizer = torch.optim.AdamW(parameters, start, betas=betas, weight_decay=0.01, **options)
+
+        def start() -> float | Tensor:
+            return torch.tensor(0.0, device=device) if options else 0.0
+
+        self._optimizers = [torch.optim.AdamW(others, start(), betas=betas, weight_decay=0.01, **options)]
+        self._optimizers += [Muon(matrices, start())] if matrices else []
         self._decay = torch.zeros((), device=device)
         self.spent = 0.0
         self.steps = 0
         if path.exists():
             self._load()
+        self.hold()
+
+    def hold(self) -> None:
+        """Until prepare() steps change neither module nor average: recording a graph makes some, and a few at the full
+        rate from an optimizer that knows nothing yet undo what the module has learnt before."""
+        self._set_rate(0.0)
+        self._decay.fill_(1.0)
 
     def prepare(self, share: float) -> None:
         """Before a step: the rate for `share` of the time gone (up, level, down), and the average's reach."""
-        rate = self.rate * min(1.0, share / WARMUP + 0.01, (1 - share) / (1 - LEVEL) + 0.005)
-        for group in self.optimizer.param_groups:
+        self._set_rate(self.rate * min(1.0, share / WARMUP + 0.01, (1 - share) / (1 - LEVEL) + 0.005))
+        self._decay.fill_(min(EMA_DECAY, (1 + self.steps) / (10 + self.steps)))
+        self.steps += 1
+
+    def _set_rate(self, rate: float) -> None:
+        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in self._optimizers):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self._decay.fill_(min(EMA_DECAY, (1 + self.steps) / (10 + self.steps)))
-        self.steps += 1
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer and the average; nothing here is decided on the host, so a graph may hold it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.apply()
+        update_together(loss, self)
 
     @torch.no_grad()
     def apply(self) -> None:
         """The optimizer's step with the gradients that are there."""
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         average = list(self.average.parameters())
         ahead = torch._foreach_sub(list(self.module.parameters()), average)
         torch._foreach_mul_(ahead, 1 - self._decay)
@@ -125,7 +149,7 @@ class Trainee:
         state = {
             "module": self.module.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "spent": spent,
             "steps": self.steps,
         }
@@ -137,9 +161,28 @@ class Trainee:
         state = torch.load(self.path, map_location=self._decay.device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if len(state["optimizers"]) != len(self._optimizers):
+            raise ValueError(f"{self.path} was trained with other optimizers: give or leave out --muon as before")
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.spent, self.steps = state["spent"], state["steps"]
         print(f"{self.path.name}: going on after {self.spent:.1f} min", flush=True)
+
+
+def update_together(loss: Tensor, *trainees: Trainee) -> None:
+    """One step of each, on the same loss; what else it goes through is left as it is."""
+    for trainee in trainees:
+        trainee.module.zero_grad(set_to_none=True)
+    loss.backward(inputs=[p for each in trainees for p in each.module.parameters() if p.requires_grad])
+    for trainee in trainees:
+        trainee.apply()
+
+
+def forget(folder: Path, *patterns: str) -> None:
+    """Delete checkpoints that were made from what has just changed."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 class Graphed:
