@@ -194,9 +194,9 @@ class Chunk:
     `first_frame` counts the session's video frames from 0, `sequence` is the newest control that
     the chunk obeys, `scene` is how the prompt was understood and `unknown_words` what was not; `guessed_words` are
     words of it that no one listed, each with what it was taken for;
-    `seconds` is the time by stage ("denoise", "decode", "context", "total", ...). With `more` others of its frames
-    follow, in chunks of the same `index`, and `seconds` with the last of them. `early` is how many seconds before its
-    own time it was begun, for others' sake.
+    `seconds` is the time by stage ("prepare", "denoise", "decode", and "total" of it all). With `more` others of its
+    frames follow, in chunks of the same `index`, and `seconds` with the last of them. `early` is how many seconds
+    before its own time it was begun, for others' sake.
     """
 
     session: str

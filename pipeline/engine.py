@@ -27,7 +27,7 @@ from pipeline.conditioning import ImageConditioning, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
 from pipeline.device import to_device
-from pipeline.graphs import Passes
+from pipeline.graphs import WARM, Passes
 from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts, load_parts
@@ -242,19 +242,20 @@ class Engine:
             self._denoised.synchronize()
 
     @torch.inference_mode()
-    def settle(self) -> None:
-        """Run the context passes that are still owed: each by itself, or where slots run as a batch as one.
+    def settle(self, slots: Sequence[Slot] | None = None) -> None:
+        """Run the context passes that these slots, or None for all, still owe: each by itself, or where slots run as a
+        batch as one.
 
         step() hands frames out before their keys and values are written. Where launches cost most, as for a small model
         on a CPU, the next chunk's first pass takes the owed chunk along as one more row; elsewhere this runs at once.
         """
         with record_function("chunkcast.context"):
-            owing = [slot for slot in self._slots if slot.owed is not None]
-            for slots in [owing] if self.schedule == "batch" and owing else [[slot] for slot in owing]:
-                owed = [slot.owed for slot in slots]
+            owing = [slot for slot in (self._slots if slots is None else slots) if slot.owed is not None]
+            for together in [owing] if self.schedule == "batch" and owing else [[slot] for slot in owing]:
+                owed = [slot.owed for slot in together]
                 batch, latents = joined([each.batch for each in owed]), torch.cat([each.latents for each in owed])
                 self._pass(batch, latents, [CONTEXT_PASS] * len(owed))
-                for slot in slots:
+                for slot in together:
                     slot.owed = None
 
     @property
@@ -310,13 +311,12 @@ class Engine:
         watch.mark("denoise")
         with record_function("chunkcast.decode"):
             frames = self._decode(slots, latents)
+        watch.mark("decode", self._decode_stream)
         self._owe(slots, batch, latents)
         if self._decode_stream is not None:
             self._denoised = torch.cuda.Event()
             self._denoised.record()
-            self.settle()  # only queued on the GPU, where it runs while the frames are decoded
-        else:
-            watch.mark("decode")
+            self.settle(slots)  # only queued on the GPU, where it runs while the frames are decoded
         return [self._emit(slot, each, watch) for slot, each in zip(slots, frames, strict=True)]
 
     def _gather(self, slots: Sequence[Slot]) -> Batch:
@@ -457,7 +457,7 @@ class Engine:
             memory,
             text,
             camera,
-            None if slot.image is None else slot.image.frames(chunk * self.preset.chunk, self.preset.chunk)[None],
+            None if slot.image is None else slot.image.frames(chunk * frames, frames)[None],
         )
 
     def _live(self, session: str) -> Slot:
@@ -536,6 +536,8 @@ class Engine:
         assert not list(self._slots), "prewarm() comes before the first session"
         with self.attention.learning():
             self.world = self._described(progress) if before is None else self._once_more(before)
+            if isinstance(self._run, Passes):
+                self._record_graphs()
         if self._pace != 0:
             self._pace = self._rewrites_a_chunk(self.world.chunk_seconds)
         return self.world
@@ -558,6 +560,14 @@ class Engine:
             for live in range(1, len(names)):
                 self._timed_step(names[:live])
         return before
+
+    def _record_graphs(self) -> None:
+        """Of each slot by itself and of all as a batch: no viewer is to wait for that."""
+        with self._trial(self.world.slots) as names:
+            together = [names] if self.schedule == "batch" and len(names) > 1 else []
+            for sessions in [*([name] for name in names), *together]:
+                for _ in range(self.window_chunks + math.ceil((WARM + 1) / self.passes)):
+                    self._timed_step(sessions)
 
     def _candidates(self) -> tuple[str, ...]:
         """The schedules to choose from. Where slots can have cores of their own there is no choice.

@@ -153,10 +153,13 @@ def at_chunk(preset: Preset, latents: int) -> Preset:
 def at_precision(preset: Preset, precision: str) -> Preset:
     """The preset with the linears of its transformer's blocks in that precision, a name of PRECISION_NAMES.
 
-    "bf16" is as it comes (float32 on a CPU and for the tiny world), "fp8" another result. Raises ValueError for others.
+    "bf16" is as it comes (float32 on a CPU and for the tiny world), "fp8" another result. Raises ValueError for others,
+    and for the tiny world for any but the first.
     """
     if precision not in PRECISION_NAMES:
         raise ValueError(f"no precision {precision!r}; it is {' or '.join(PRECISION_NAMES)}")
+    if precision != "bf16" and preset.vae == "tiny":
+        raise ValueError(f"the precision {precision} is for the Wan transformers; the tiny world's is float32")
     return replace(preset, transformer=replace(preset.transformer, precision=PRECISION_NAMES[precision]))
 
 

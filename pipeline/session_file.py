@@ -20,6 +20,8 @@ from pipeline.chunk import Control, Event, Session, SessionSpec
 
 METADATA = "chunkcast.session"
 VERSION = 1
+MAX_METADATA_BYTES = 16 * 2**20
+"""A session of 200,000 chunks, each with other keys, takes half of that."""
 MAX_SCRIPT_FRAMES = 1_000_000
 """A walk is written as runs of frames and read into memory: a file of a few bytes must not fill that."""
 
@@ -55,6 +57,8 @@ def read(path: Path) -> Session:
         raise ValueError(f"{path} is no session file, or is cut short ({error})") from None
     if text is None:
         raise ValueError(f"{path} is no session file: its metadata has no {METADATA!r}; `generate --save` writes one")
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"{path}: its metadata has {len(text)} bytes; at most {MAX_METADATA_BYTES} are read")
     try:
         return _session(_checked_version(json.loads(text), path), tensors)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:

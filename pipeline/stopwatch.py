@@ -6,7 +6,8 @@ import torch
 
 
 class Stopwatch:
-    """Marks the ends of stages; on a GPU with events on the current stream, else with the host's clock.
+    """Marks the ends of stages; on a GPU with events on a stream, the current one by default, else with the host's
+    clock.
 
     `begun` is when it was started, by time.monotonic(), the clock that processes share.
     """
@@ -16,9 +17,9 @@ class Stopwatch:
         self.begun = time.monotonic()
         self._marks = [("", self._now())]
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: str, stream: torch.cuda.Stream | None = None) -> None:
         """The stage since the last mark was `stage`."""
-        self._marks.append((stage, self._now()))
+        self._marks.append((stage, self._now(stream)))
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage and in "total". On a GPU the last mark must have been reached: this waits for it."""
@@ -31,9 +32,9 @@ class Stopwatch:
         }
         return stages | {"total": times[-1] - times[0]}
 
-    def _now(self):
+    def _now(self, stream: torch.cuda.Stream | None = None) -> float | torch.cuda.Event:
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(stream)
         return event

@@ -133,6 +133,12 @@ def test_values_that_cannot_be_are_refused(saved, tmp_path, changes, words):
     assert "bad" in str(raised.value)
 
 
+def test_more_metadata_than_any_session_has_is_not_read(saved, monkeypatch):
+    monkeypatch.setattr(session_file, "MAX_METADATA_BYTES", 100)
+    with pytest.raises(ValueError, match=r"its metadata has \d+ bytes; at most 100 are read"):
+        Session.load(saved)
+
+
 def test_latents_that_are_not_finite_are_refused(saved):
     bad = session()
     bad.latents[0, 0] = np.nan
