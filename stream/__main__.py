@@ -6,6 +6,7 @@ subcommand needs it, and for `serve` only in the engine's own process.
 
 import argparse
 import asyncio
+import importlib.metadata
 import ipaddress
 import os
 import random
@@ -55,13 +56,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chunkcast", description="Live generated worlds in a browser.")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="show a live world to browsers"))
     _add_watch(commands.add_parser("watch", help="watch a served world without a browser, into a video file"))
     _add_generate(commands.add_parser("generate", help="write a video file"))
-    train = commands.add_parser("train", help="train the shipped world", add_help=False)
-    train.add_argument("what", choices=["tiny"])
-    train.add_argument("arguments", nargs=argparse.REMAINDER)
+    train = commands.add_parser("train", help="train the shipped world on a GPU")
+    train.add_argument("what", choices=["tiny"], help="`chunkcast train tiny --help` lists its options")
+    train.add_argument("arguments", nargs=argparse.REMAINDER, help="options of that training")
     train.set_defaults(run=_train)
     _add_profile(commands.add_parser("profile", help="trace warm steps and say where their time goes"))
     presets = commands.add_parser("presets", help="list the models")
@@ -69,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     presets.set_defaults(run=_presets)
     _add_doctor(commands.add_parser("doctor", help="say what is there, what is missing and what fits"))
     return parser
+
+
+def _version() -> str:
+    try:
+        return f"chunkcast {importlib.metadata.version('chunkcast')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "chunkcast, from a folder where it is not installed"
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -147,11 +156,17 @@ def _add_weights_options(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_engine_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; :: for all (default: local)")
-    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
     parser.add_argument(
         "--slots", type=int, default=2, help="viewers at once, if the machine carries them (default: 2)"
     )
-    parser.add_argument("--schedule", default="auto", choices=SCHEDULES, help="default: what is soonest")
+    parser.add_argument(
+        "--schedule",
+        default="auto",
+        choices=SCHEDULES,
+        help="how two viewers share the machine: in turns, in one batch, or on cores of their own (default: what is "
+        "soonest, as measured at the start)",
+    )
     parser.add_argument(
         "--lead",
         type=float,
@@ -171,13 +186,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_life_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
-        "--turn", type=float, metavar="SECONDS", help="a viewer's turn while others wait (default: any)"
+        "--turn", type=float, metavar="SECONDS", help="a viewer's turn while others wait (default: no limit)"
     )
     parser.add_argument(
         "--idle",
         type=float,
         metavar="MINUTES",
-        help="park who steers nothing for so long while others wait, once asked",
+        help="park who steers nothing for so long while others wait, once asked (default: never)",
     )
     parser.add_argument(
         "--sessions",
@@ -258,7 +273,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved session; --frames are new ones")
     parser.add_argument("--frames", type=int, help=f"default: the length of --keys, or {DEFAULT_FRAMES}")
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the video: .mp4, .mkv or .mov"
+    )
     parser.set_defaults(run=_generate)
 
 
@@ -270,7 +287,9 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="default: one of the server's")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with, where the world takes one")
     _add_token_options(parser, "the server's token, where it asks for one")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the video: .mp4, .mkv or .mov"
+    )
     parser.set_defaults(run=_watch)
 
 

@@ -25,7 +25,7 @@ from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
 from stream.hub import Hub
 from stream.session import Session, State
 from stream.upload import Busy, Fitter, name_of
-from stream.viewer import PICTURES_A_SECOND, Viewer
+from stream.viewer import FILES_A_SECOND, PICTURES_A_SECOND, Viewer
 from stream.worker import first_frame
 
 MAX_BODY_BYTES = 16 * 1024
@@ -154,6 +154,7 @@ class _Api:
     def __init__(self, hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> None:
         self._hub, self._archive, self._doors, self._catalogue = hub, archive, doors, catalogue
         self._fitter, self._sending = Fitter(), set[str]()
+        self._loading = asyncio.Lock()  # one file at a time is in memory
 
     async def presets(self) -> list[Preset]:
         """All presets that there are, the one that is served here first. The first answer takes some seconds."""
@@ -182,7 +183,8 @@ class _Api:
         with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
             await _save(request, file.write, UPLOAD_SECONDS)
             file.flush()
-            data = await asyncio.to_thread(_load, Path(file.name), world)
+            async with self._loading:
+                data = await asyncio.to_thread(_load, Path(file.name), world)
         return self._created(response, lambda: self._hub.resume_copy(data))
 
     async def read(self, session: str, request: Request) -> Described:
@@ -203,6 +205,9 @@ class _Api:
     async def download(self, session: str, request: Request) -> Response:
         """The file of a session: what `POST /api/sessions/file` goes on with."""
         found = await self._find(session, request)
+        if isinstance(found, Viewer) and not found.files.take():
+            reason = f"a file every {1 / FILES_A_SECOND:.0f} seconds is given: wait a moment"
+            raise HTTPException(429, reason, {"Retry-After": str(round(1 / FILES_A_SECOND))})
         data = await self._fetch(found) if isinstance(found, Viewer) else found.data
         if data is None:
             raise HTTPException(409, "the world has not begun: there is nothing to keep yet")
@@ -269,13 +274,13 @@ class _Api:
     async def _find(self, name: str, request: Request) -> Viewer | Session:
         """The viewer here, or the session that is parked on disk, that name and token belong to."""
         token = _token(request)
-        viewer = self._hub.find(token)
-        if viewer is None and (data := await asyncio.to_thread(self._archive.get, token)):
-            found: Viewer | Session = Session.parked(token, data)
-        elif viewer is None:
-            raise HTTPException(404, UNKNOWN)
+        data = None if self._hub.find(token) else await asyncio.to_thread(self._archive.get, token)
+        if viewer := self._hub.find(token):  # looked for again: the disk took its time
+            found: Viewer | Session = viewer
+        elif data is not None:
+            found = Session.parked(token, data)
         else:
-            found = viewer
+            raise HTTPException(404, UNKNOWN)
         if (found.session if isinstance(found, Viewer) else found).name != name:
             raise HTTPException(404, UNKNOWN)
         return found

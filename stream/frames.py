@@ -39,6 +39,8 @@ AHEAD_SECONDS, MOST_AHEAD_SECONDS = 0.5, 2.0
 LATE_SECONDS = 0.25
 """A frame that is seen so much later than the quickest one stood in a queue: the link is full."""
 REPORT_SECONDS = 1.0
+REFUSED = 4000
+"""The close code of a picture that is refused or has ended; the reason says why."""
 KEY_SECONDS = 1.0
 """So long lies at least between two key frames that a viewer asks for."""
 SAID_A_SECOND, SAID_AT_ONCE = 120, 240
@@ -271,4 +273,4 @@ async def serve(
     except (WebSocketDisconnect, RuntimeError):  # starlette's words for a closed socket
         return
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        await socket.close(4000, reason[:120])
+        await socket.close(REFUSED, reason[:120])

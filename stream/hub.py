@@ -23,9 +23,19 @@ from stream.pictures import Pictures
 from stream.prompts import Prompts
 from stream.runs import KEEP_SECONDS, Engine, Runs
 from stream.schedule import LEAD_SECONDS
-from stream.session import Bucket, Line, Session, State, new_token
+from stream.session import Line, Session, State, new_token
 from stream.steering import Steering
-from stream.viewer import REWINDS_A_SECOND, REWINDS_AT_ONCE, Hear, Keeper, Nowhere, Spectator, Viewer, no_one
+from stream.viewer import (
+    RESTARTS_A_SECOND,
+    RESTARTS_AT_ONCE,
+    Hear,
+    Keeper,
+    Nowhere,
+    Spectator,
+    Viewer,
+    buckets,
+    no_one,
+)
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +128,7 @@ class Hub:
 
     def _join(self, session: Session, hear: Hear) -> Viewer:
         self._check_line()
-        viewer = Viewer(session, hear, self._clock(), self._clock(), rewinds=self._rewinds())
+        viewer = Viewer(session, hear, self._clock(), self._clock(), **buckets(self._clock))
         viewer.applied = session.data.held.sequence if session.data else 0
         viewer.keep_every = KEEP_SECONDS
         self._prompts.note(session.name, session.prompt)
@@ -127,9 +137,6 @@ class Hub:
         self._welcome(viewer)
         self._advance()
         return viewer
-
-    def _rewinds(self) -> Bucket:
-        return Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE, self._clock)
 
     def _check_line(self) -> None:
         if self._closing is not None:
@@ -190,11 +197,12 @@ class Hub:
     def return_(self, viewer: Viewer, hear: Hear) -> None:
         """The viewer is there again, on another connection: all is as it was. ValueError when the line is full."""
         session = viewer.session
+        if session.state is State.PARKED:
+            self._check_line()
         if session.lost_at is None and viewer.hear is not no_one:
             viewer.hear(protocol.Ended(reason="This world is watched from another connection now."))
         viewer.hear, viewer.welcomed, viewer.told = hear, False, None
         if session.state is State.PARKED:  # what it was is on its way from the engine
-            self._check_line()
             self._line.join(session)
         elif session.lost_at is not None:
             self._line.return_(session)
@@ -212,6 +220,18 @@ class Hub:
             return
         viewer.hear = no_one
         self._line.lose(viewer.session, self._clock())
+
+    def look(self, viewer: Viewer) -> None:
+        """The picture is fetched: who does that is there, also without a connection that steers."""
+        if viewer.session.lost_at is not None and viewer.session.state in (State.QUEUED, State.LIVE):
+            self._line.return_(viewer.session)
+            self._advance()
+
+    def look_away(self, viewer: Viewer) -> None:
+        """No picture is fetched any more; who has no connection that steers either is lost."""
+        is_here = viewer.session.lost_at is None and viewer.session.state in (State.QUEUED, State.LIVE)
+        if viewer.hear is no_one and is_here:
+            self._line.lose(viewer.session, self._clock())
 
     # What a viewer does.
 
@@ -239,6 +259,9 @@ class Hub:
 
     def _restart(self, viewer: Viewer, message: protocol.Restart) -> None:
         session = viewer.session
+        if not viewer.restarts.take():
+            often = f"{RESTARTS_AT_ONCE} times in a row, then every {1 / RESTARTS_A_SECOND:.0f} seconds"
+            raise protocol.ProtocolError(f"a world can begin again {often}", message.seq)
         session.prompt, session.image = self._steering.beginning(viewer, message)
         session.sequence = max(session.sequence, message.seq)
         session.seed = session.seed if message.seed is None else message.seed
@@ -282,7 +305,9 @@ class Hub:
         """
         session = viewer.session
         was_live = session.state is State.LIVE
-        if not was_live and session.data is None:
+        if session.state in (State.PARKED, State.GONE):
+            return
+        if not was_live and session.data is None and not session.awaits_data:
             self.leave(viewer, reason)
             return
         if was_live:
@@ -319,30 +344,34 @@ class Hub:
     # The server ends.
 
     def drain(self, reason: str, take: Callable[[Data | None], None]) -> int:
-        """Let no one in any more, and ask the engine what each live session is now; how many `take` will hear of."""
+        """Let no one in any more, and ask the engine what each live session is now; how many `take` will hear of, those
+        included of which it is still to say what they were."""
         self._closing = reason
-        asked = [viewer for viewer in self._viewers.values() if viewer.session.state is State.LIVE]
-        asked = [viewer for viewer in asked if not viewer.placing]
-        for viewer in asked:
-            self._runs.ask(viewer)
+        owing = [viewer for viewer in self._viewers.values() if viewer.session.awaits_data]
+        for viewer in self._viewers.values():
+            if viewer.session.state is State.LIVE and not viewer.placing:
+                self._runs.ask(viewer)
+                owing.append(viewer)
+        for viewer in owing:
             viewer.wanted.append(take)
-        return len(asked)
+        return len(owing)
 
     def close(self, reason: str, keeps: bool = True) -> None:
         """End every session here; with `keeps` what was kept of them is put away, to be come back to."""
         for viewer in list(self._viewers.values()):
             if keeps and viewer.session.data is not None:
-                self._put_away(viewer, reason)
+                self._put_away(viewer, reason, by_itself=True)
             else:
                 self.leave(viewer, reason)
 
-    def _put_away(self, viewer: Viewer, reason: str) -> None:
-        """Free the slot or the place; the next server finds on the disk what the session was."""
+    def _put_away(self, viewer: Viewer, reason: str, by_itself: bool | None = None) -> None:
+        """Free the slot or the place; what the session was is found on the disk, by the next server too."""
         session = viewer.session
         self._viewers.pop(session.token)
         self._line.leave(session)
         self._archive.put(session.token, session.data)
-        viewer.tell(protocol.Parked(reason=reason, by_itself=True))
+        viewer.hand_over()
+        viewer.tell(protocol.Parked(reason=reason, by_itself=by_itself))
         viewer.hear = no_one
         viewer.ended()
         self.audience.dismiss(viewer)
@@ -356,9 +385,12 @@ class Hub:
                 self._open_doors(world)
             case Chunk():
                 self._hand_out(event)
-            case Ended(session, reason) | worker.Refused(session, reason):
+            case Ended(session, reason):
                 if viewer := self._runs.find(session):
                     self.leave(viewer, reason)
+            case worker.Refused(session, reason):
+                if viewer := self._runs.find(session):
+                    self._refuse(viewer, reason)
             case worker.Snapped():
                 self._keep(event)
             case worker.Placed(session):
@@ -423,6 +455,15 @@ class Hub:
         viewer.suspected_at = now
         viewer.on_probation = True
 
+    def _refuse(self, viewer: Viewer, reason: str) -> None:
+        """The engine does not take this session. A world that was kept stays so: another engine may go on with it."""
+        if viewer.session.data is None:
+            self.leave(viewer, reason)
+            return
+        self._runs.stop(viewer)
+        self._put_away(viewer, reason)
+        self._advance()
+
     def _give_up_waiting(self, viewer: Viewer) -> None:
         """No snapshot comes any more; what was kept before must do."""
         session = viewer.session
@@ -438,7 +479,10 @@ class Hub:
         """Four times a second or so: see to what time brings, and tell how it goes."""
         now = self._clock()
         for viewer in list(self._viewers.values()):
-            self._see_to(viewer, now)
+            try:
+                self._see_to(viewer, now)
+            except Exception:  # a mistake of ours over one viewer is none of the others' affair
+                log.exception("a viewer cannot be seen to")
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             self._archive.sweep()
@@ -516,6 +560,8 @@ class Hub:
         viewer.told, viewer.asked = None, None
         self._runs.begin(viewer)
         viewer.tell(news.live(viewer))
+        if viewer.paused:  # as it was when it lost its place
+            self._steering.tell_paused(viewer, viewer.session.sequence)
 
     def _may_enter(self, session: Session) -> bool:
         """Who was at work when the engine died comes back alone, so that one can tell whose fault the next death is."""

@@ -98,7 +98,7 @@ class Ready(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A chunk whose frames, of `shape`, lie in `block`; only inside this module."""
+    """A chunk whose frames, of `shape`, lie in `block`; only between the engine's process and the worker."""
 
     chunk: Chunk
     block: int
@@ -155,7 +155,7 @@ Word = Ended | Refused | Snapped | Placed
 
 
 class Outbox:
-    """Commands that wait for the pipe. Bounded: a newer command of a session replaces or joins the one that waits."""
+    """Commands that wait for the pipe: of each kind one a session, which a newer one replaces or joins."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[type, str | int], Command] = {}

@@ -79,6 +79,7 @@ class Pacer:
         self._epoch = clock()
         self._due: float | None = None
         self._early = self.late_seconds = 0.0
+        self._rested = False
         self.late = self.unfetched = 0
         self.dropped = 0
         self.listener: Callable[[], None] = lambda: None
@@ -120,6 +121,10 @@ class Pacer:
         self._queue.clear()
         self._due, self._early = None, 0.0
 
+    def rested(self) -> None:
+        """Nothing was to come for a while: what comes next is not late."""
+        self._rested = not self._queue
+
     def delay(self) -> float | None:
         """Seconds until the next frame leaves, 0 when it is due; None while there is none."""
         if not self._queue:
@@ -147,6 +152,8 @@ class Pacer:
         """Frames come to an empty queue: if that is too late, move the clock, once."""
         now = self._clock()
         if self._due is not None and now - self._due > self.period / 4:
-            self.late_seconds += now - self._due
+            if not self._rested:
+                self.late_seconds += now - self._due
+                self.late += 1
             self._due = now
-            self.late += 1
+        self._rested = False

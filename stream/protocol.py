@@ -362,10 +362,12 @@ class Stats(Message):
 
 
 class Ended(Message):
-    """The session is over; `reason` is a sentence for the viewer."""
+    """The session is over; `reason` is a sentence for the viewer. `needs_access`: the hello lacked the server's own
+    token, or had a wrong one."""
 
     type: Literal["ended"] = "ended"
     reason: str
+    needs_access: bool | None = None
 
 
 class Error(Message):

@@ -1,6 +1,7 @@
 """The sessions that run in the engine: begun, given credit, steered, kept and stopped. No line, no sockets.
 
-`viewer.granted`, `next_frame`, `made`, `placing`, `ticket`, `kept_at`, `kept_made` and `keep_every` are written here.
+`viewer.granted`, `next_frame`, `made`, `oldest`, `placing`, `ticket`, `kept_at`, `kept_made` and `keep_every` are
+written here.
 """
 
 import itertools
@@ -61,6 +62,7 @@ class Runs:
         self._viewers[name] = viewer
         viewer.kept_at, viewer.placing = self._clock(), False
         self._go_on_from(viewer, data.chunk if data else 0)
+        viewer.oldest = data.oldest if data else 0
         self._engine.send(worker.Resume(name, data) if data else worker.Open(name, spec))
         control = session.resume_control()
         if control.sequence:

@@ -10,7 +10,7 @@ import importlib.resources
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -159,20 +159,24 @@ class Service:
         self._peers: dict[str, tuple[Peer | Frames, Viewer | Spectator]] = {}
         self._counted: dict[str, str | None] = {}
         self._sent_bytes: dict[str, int] = {}
-        memory = self.hub.metrics.memory
-        memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
-        memory.labels("engine").set_function(lambda: resident_bytes(self._engine.pid))
+        self._measure_memory()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connections: dict[Connection, asyncio.Task[Any] | None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = self._untidy = False
+
+    def _measure_memory(self) -> None:
+        memory = self.hub.metrics.memory
+        memory.labels("server").set_function(lambda: resident_bytes(os.getpid()))
+        memory.labels("engine").set_function(lambda: resident_bytes(self._engine.pid))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the engine and the clock; at the end leave no peer, no process and no task."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        ticking = [self._keep(work) for work in (self._tick(), self._watch_peers(), self._tidy())]
+        rounds = ((TICK_SECONDS, self._tick), (WATCH_SECONDS, self._watch_peers), (TIDY_SECONDS, self._tidy))
+        ticking = [self._keep(self._every(seconds, work)) for seconds, work in rounds]
         try:
             yield
         finally:
@@ -247,8 +251,8 @@ class Service:
         Raises as Peer.answer; TooMany.
         """
         assert self.hub.world is not None, "a live viewer has a world"
-        peer = Peer(self._feed(watcher), self.hub.world.fps, self._media, lambda: self._gone(peer.id), ends_viewer)
         counted = self.doors.take(host)
+        peer = Peer(self._feed(watcher), self.hub.world.fps, self._media, lambda: self._gone(peer.id), ends_viewer)
         try:
             answer = await peer.answer(sdp)
         except BaseException:  # whatever it is, the connection is none
@@ -263,6 +267,8 @@ class Service:
         self._peers[peer.id] = (peer, watcher)
         self._counted[peer.id] = counted
         watcher.ended = lambda: self._close_peers(watcher)
+        if isinstance(watcher, Viewer):
+            self.hub.look(watcher)
         for other in earlier:
             self._keep(other.close())
         if watcher.is_over:
@@ -276,9 +282,18 @@ class Service:
             await socket.send_denial_response(PlainTextResponse(FOREIGN, 403))
             return
         await socket.accept()
-        await frames.serve(socket, HELLO_SECONDS, lambda text: self._begin_frames(socket, text, host))
+        try:
+            counted = self.doors.take(host)
+        except TooMany as error:
+            self.hub.metrics.refuse("address")
+            await socket.close(frames.REFUSED, str(error))
+            return
+        try:
+            await frames.serve(socket, HELLO_SECONDS, lambda text: self._begin_frames(socket, text))
+        finally:
+            self.doors.give_back(counted)
 
-    def _begin_frames(self, socket: WebSocket, text: str | None, host: str | None) -> tuple[Frames, tuple[int, int]]:
+    def _begin_frames(self, socket: WebSocket, text: str | None) -> tuple[Frames, tuple[int, int]]:
         """Raises ValueError with a sentence, for the viewer whose first message `text` is."""
         token, codec = frames.check_watch(text, self._media.codec)
         watcher, world = self.hub.find_watcher(token), self.hub.world
@@ -286,13 +301,8 @@ class Service:
             raise ValueError("there is no such session: it has ended, or the token is not the one of welcome")
         if watcher.session.state is not State.LIVE:
             raise ValueError("this session waits in line: ask again after the message live")
-        try:
-            counted = self.doors.take(host)
-        except TooMany as error:
-            self.hub.metrics.refuse("address")
-            raise ValueError(str(error)) from None
         made = Frames(self._feed(watcher), world.fps, self._media, codec, socket, lambda: self._gone(made.id))
-        self._show(made, watcher, counted)
+        self._show(made, watcher, None)
         return made, (world.width, world.height)
 
     def peer(self, peer_id: str) -> Peer | None:
@@ -308,6 +318,8 @@ class Service:
         self.doors.give_back(self._counted.pop(peer_id, None))
         if peer and watcher and peer.ends_viewer:
             self.hub.dismiss(watcher)
+        elif isinstance(watcher, Viewer) and all(other is not watcher for _, other in self._peers.values()):
+            self.hub.look_away(watcher)
 
     def _close_peers(self, watcher: Viewer | Spectator) -> None:
         for peer, its_own in list(self._peers.values()):
@@ -330,18 +342,23 @@ class Service:
         if isinstance(event, worker.Died) and not event.again:
             self._on_failure(event)
 
-    async def _tick(self) -> None:
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """For ever. A mistake of ours in one round does not end the rounds."""
         while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self.hub.tick()
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                log.exception("one round of %s failed", work.__name__)
+
+    async def _tick(self) -> None:
+        self.hub.tick()
 
     async def _watch_peers(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            for peer, _ in list(self._peers.values()):
-                if await peer.is_lost():
-                    self._keep(peer.close())
-            self._count_peers()
+        for peer, _ in list(self._peers.values()):
+            if await peer.is_lost():
+                self._keep(peer.close())
+        self._count_peers()
 
     def _count_peers(self) -> None:
         """Put what is sent to whom into the metrics."""
@@ -355,12 +372,10 @@ class Service:
 
     async def _tidy(self) -> None:
         """Give the memory of viewers who have left back to the system, which the C library would keep for others."""
-        while True:
-            await asyncio.sleep(TIDY_SECONDS)
-            if self._untidy:
-                self._untidy = False
-                gc.collect()  # quick where what stays is left alone, as stream/serve.py does
-                await asyncio.to_thread(trim)
+        if self._untidy:
+            self._untidy = False
+            gc.collect()  # quick where what stays is left alone, as stream/serve.py does
+            await asyncio.to_thread(trim)
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is not forgotten before it is done, and whose failure is not silent."""
@@ -419,7 +434,9 @@ class Connection:
             self._let_go()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("a page's connection failed", exc_info=result)
             await self._flush()
 
     def _let_go(self) -> None:
@@ -495,6 +512,8 @@ class Connection:
         if isinstance(self._viewer, Spectator):
             return self._obey_spectator(message)
         if self._viewer:
+            if self._viewer.is_over or self._viewer.hear != self._tell:
+                return True  # said to a world that is over, kept, or on another connection by now
             if self._service.trace and isinstance(message, protocol.Keys | protocol.Prompt):
                 self._service.trace.came(self._viewer.session.name, message.seq)
             self._hub.obey(self._viewer, message)
@@ -508,7 +527,7 @@ class Connection:
             self._viewer = await self._service.enter(message, self._tell)
         except NoAccess as error:
             self._hub.metrics.refuse("token")
-            self._tell(protocol.Ended(reason=_sentence(error)))
+            self._tell(protocol.Ended(reason=_sentence(error), needs_access=True))
         except ValueError as error:
             self._tell(protocol.Ended(reason=str(error)))
         return True

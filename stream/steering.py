@@ -53,13 +53,16 @@ class Steering:
         if paused:
             self.tell_paused(viewer, seq)
         else:
+            if viewer.pacer is not None:
+                viewer.pacer.rested()
             self._steer(viewer, Control(session.sequence, session.held))
             self._runs.grant(viewer)
             viewer.tell_audience(news.live(viewer))
 
     def tell_paused(self, viewer: Viewer, seq: int) -> None:
         """The world stands still, from the chunk on up to which the engine may go."""
-        viewer.tell(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(viewer.granted)))
+        last = max(viewer.granted, viewer.next_frame)
+        viewer.tell(protocol.Paused(seq=seq, chunk=self._runs.chunk_from(last)))
 
     def beginning(self, viewer: Viewer, message: protocol.Restart) -> tuple[str, bytes | None]:
         """The prompt and the picture that the restarted world begins with. ProtocolError, with all as it was, for a
@@ -112,6 +115,9 @@ class Steering:
             raise protocol.ProtocolError(
                 f"the world remembers {remembered} chunks; it cannot go back {back}", message.seq
             )
+        needed = message.chunk - self._runs.world.resume_chunks
+        if 0 < needed < viewer.oldest:
+            raise protocol.ProtocolError("the world does not remember what was before it was put away", message.seq)
         if not viewer.rewinds.take():
             raise protocol.ProtocolError(
                 f"a world can go back {REWINDS_AT_ONCE} times in a row, then every {1 / REWINDS_A_SECOND:.0f} seconds",

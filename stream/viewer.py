@@ -12,8 +12,12 @@ from stream.session import Bucket, Session, State, new_token
 
 REWINDS_A_SECOND, REWINDS_AT_ONCE = 0.2, 3
 """A rewind writes a session's memory anew, and all others wait for it."""
+RESTARTS_A_SECOND, RESTARTS_AT_ONCE = 0.5, 5
+"""A beginning costs a first chunk, which takes longer than others, and all others wait for it."""
 PICTURES_A_SECOND, PICTURES_AT_ONCE = 0.1, 3
 """A picture costs a process that decodes it."""
+FILES_A_SECOND, FILES_AT_ONCE = 0.2, 3
+"""A session's file has all that the engine remembers of it, which goes the way of the pictures."""
 
 
 class Keeper(Protocol):
@@ -53,7 +57,8 @@ class Viewer:
 
     `fetched` is when its picture was last fetched, `active` when something was last steered, `asked` when the viewer
     was asked whether anyone is there. `granted` and `next_frame` are video frames: up to where the engine may go, and
-    which one leaves next. `made` counts the world's chunks that came. With `placing` what comes is still of before a
+    which one leaves next. `made` counts the world's chunks that came, `oldest` is the first one that the engine was
+    given to remember when this run began. With `placing` what comes is still of before a
     rewind. `ticket` is that of the last snapshot asked for. `why` is the reason why it waits in line, if it is its own.
     `watched` is when a frame last left; `wanted` are those who asked for what the session is. `picture` is the one that
     was sent last, ready to begin with. `steered` is when each control came that no frame obeys yet. `audience` are
@@ -78,6 +83,7 @@ class Viewer:
     granted: int = 0
     next_frame: int = 0
     made: int = 0
+    oldest: int = 0
     placing: bool = False
     paused: bool = False
     ticket: int = 0
@@ -89,7 +95,9 @@ class Viewer:
     watched: float = float("-inf")
     wanted: list[Callable[[Data | None], None]] = field(default_factory=list)
     rewinds: Bucket = field(default_factory=lambda: Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE))
+    restarts: Bucket = field(default_factory=lambda: Bucket(RESTARTS_A_SECOND, RESTARTS_AT_ONCE))
     pictures: Bucket = field(default_factory=lambda: Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE))
+    files: Bucket = field(default_factory=lambda: Bucket(FILES_A_SECOND, FILES_AT_ONCE))
     picture: bytes | None = None
     steered: dict[int, float] = field(default_factory=dict)
     audience: list["Spectator"] = field(default_factory=list)
@@ -132,6 +140,16 @@ class Viewer:
         wanted, self.wanted = self.wanted, []
         for take in wanted:
             take(self.session.data)
+
+
+def buckets(clock: Callable[[], float]) -> dict[str, Bucket]:
+    """A Viewer's rate limits, by that clock."""
+    return {
+        "rewinds": Bucket(REWINDS_A_SECOND, REWINDS_AT_ONCE, clock),
+        "restarts": Bucket(RESTARTS_A_SECOND, RESTARTS_AT_ONCE, clock),
+        "pictures": Bucket(PICTURES_A_SECOND, PICTURES_AT_ONCE, clock),
+        "files": Bucket(FILES_A_SECOND, FILES_AT_ONCE, clock),
+    }
 
 
 OVER = "The walk that you watch is over."

@@ -168,7 +168,10 @@ class Worker:
     def _live_once(self) -> tuple[Died, float | None]:
         """Start one process and hand on its events until it is gone; how it ended, and the seconds for which it was
         ready, None for never."""
-        run = _Run(self._context, (*self._arguments, self._world))
+        try:
+            run = _Run(self._context, (*self._arguments, self._world))
+        except OSError as error:  # no memory or no files, for now
+            return Died(f"the engine's process cannot be started: {error}", self._been_ready), None
         with self._lock:
             self._run = run
         if self._stopping.is_set():
@@ -199,8 +202,13 @@ class _Run:
         """`arguments` are the engine's factory, its options, the lead, and what the engine before this one said."""
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, os.getpid(), *arguments), name="chunkcast-engine")
-        self.process.start()
-        theirs.close()
+        try:
+            self.process.start()
+        except OSError:
+            self._pipe.close()
+            raise
+        finally:
+            theirs.close()
         self._outbox = Outbox()
         self._memory: mmap.mmap | None = None
         self._block_bytes = 0
@@ -213,7 +221,7 @@ class _Run:
 
     @property
     def ready_seconds(self) -> float | None:
-        """Since when the engine has been warm; None if it never was."""
+        """For how long the engine has been warm; None if it never was."""
         return None if self._ready_at is None else time.monotonic() - self._ready_at
 
     @property
@@ -222,7 +230,10 @@ class _Run:
         return Logbook(self._memory).read() if self._memory else ()
 
     def send(self, command: Command) -> None:
-        """Leave a command for this process."""
+        """Leave a command for this process. Before it is ready it has no sessions: what comes is meant for the one
+        before it, whose end no one has heard of yet."""
+        if self._ready_at is None:
+            return
         self._owed.note(command)
         self._outbox.put(command)
 

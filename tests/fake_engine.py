@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.chunk import Chunk, Control, Ended, Event, Session, SessionSpec, World, WorldFull
 
@@ -191,6 +190,8 @@ def corner(picture):
     """The colour of a picture's first pixel; the picture must have the world's size, as the server makes it."""
     if picture is None:
         return None
+    from PIL import Image  # here, for most engines draw none, and each is a process of its own
+
     image = Image.open(io.BytesIO(picture))
     assert image.size == (WIDTH, HEIGHT), image.size
     return image.getpixel((0, 0))

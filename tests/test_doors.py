@@ -75,19 +75,38 @@ async def test_a_page_too_many_is_told_why_and_a_picture_too_many_is_429():
     await player.connection.close()
 
 
-@pytest.mark.parametrize(
-    "sent", [(b"",), (b"GET / HTTP/1.1\r\nHos",), (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HT")]
-)
-async def test_a_connection_whose_request_never_comes_is_closed(monkeypatch, sent):
+async def test_a_picture_over_a_websocket_counts_before_its_first_word():
+    async with serving(doors=Doors(2)) as client, contextlib.AsyncExitStack() as stack:
+
+        async def connected():
+            url = f"ws://127.0.0.1:{client.port}/frames"
+            connection = websockets.connect(url, additional_headers=address("203.0.113.7"))
+            return await stack.enter_async_context(connection)
+
+        await connected()
+        await connected()
+        late = await connected()
+        await late.wait_closed()
+        assert late.close_code == 4000 and "2 connections already" in late.close_reason
+
+
+SENT = [(b"",), (b"GET / HTTP/1.1\r\nHos",), (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HT")]
+
+
+async def until_closed(port, sent):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in sent:
+        writer.write(part)
+        await asyncio.sleep(0.2)
+    async with asyncio.timeout(3):
+        await reader.read()
+    writer.close()
+
+
+async def test_a_connection_whose_request_never_comes_is_closed(monkeypatch):
     monkeypatch.setattr(doors, "HEAD_SECONDS", 0.5)
     async with serving() as client:
-        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
-        for part in sent:
-            writer.write(part)
-            await asyncio.sleep(0.2)
-        async with asyncio.timeout(3):
-            await reader.read()
-        writer.close()
+        await asyncio.gather(*(until_closed(client.port, sent) for sent in SENT))
         async with client.page() as page:
             await hear(page, "live")
             await asyncio.sleep(0.8)

@@ -24,6 +24,7 @@ from stream.hub import (
 from stream.runs import KEEP_BYTES_A_SECOND, KEEP_SECONDS
 from stream.session import State
 from stream.upload import name_of
+from stream.viewer import RESTARTS_AT_ONCE
 
 WORLD = World("fake", 160, 96, 16, 2, 4, 4)
 
@@ -284,6 +285,27 @@ def test_a_session_that_the_engine_ends_or_refuses_frees_its_slot_and_no_other(h
     assert third.last(protocol.Ended).reason == "no such picture"
 
 
+def test_a_kept_world_that_the_engine_refuses_stays_kept(hub, drawer):
+    heard = []
+    viewer = hub.resume("token", data(), heard.append)
+    hub.happen(worker.Refused(viewer.session.engine_name, "it is of another preset"))
+    assert heard[-1] == protocol.Parked(reason="it is of another preset")
+    assert drawer["token"].chunk == 3 and hub.find("token") is None and hub.has_room
+
+
+def test_a_world_begins_again_a_few_times_in_a_row_and_then_less_often(hub, clock):
+    page = Page(hub)
+    for number in range(1, RESTARTS_AT_ONCE + 1):
+        page.says(protocol.Restart(seq=number))
+    run = page.run
+    with pytest.raises(protocol.ProtocolError, match="5 times in a row, then every 2 seconds"):
+        page.says(protocol.Restart(seq=9))
+    assert page.run == run
+    clock.advance(2)
+    page.says(protocol.Restart(seq=10))
+    assert page.run != run
+
+
 def test_a_second_hello_is_refused_and_the_session_stays(hub):
     page = Page(hub)
     with pytest.raises(protocol.ProtocolError, match="said hello already"):
@@ -391,6 +413,45 @@ def test_a_parked_viewer_is_told_and_gone_for_good_when_it_left(hub, engine, dra
     drawer.put(other.viewer.session.token, data())
     other.says(protocol.Leave())
     assert list(drawer) == [page.viewer.session.token]
+
+
+def test_a_world_that_is_parked_twice_is_parked(hub, engine, drawer):
+    page = Page(hub)
+    page.says(protocol.Park())
+    page.says(protocol.Park())
+    snap(hub, engine, data())
+    assert list(drawer) == [page.viewer.session.token]
+
+
+def test_the_servers_end_waits_for_worlds_on_their_way_to_the_disk(hub, engine, drawer):
+    page, kept = Page(hub), []
+    page.says(protocol.Park())
+    assert hub.drain("The server is closing.", kept.append) == 1
+    snap(hub, engine, data())
+    hub.close("The server is closing.")
+    assert len(kept) == 1 and list(drawer) == [page.viewer.session.token]
+
+
+def test_who_only_fetches_the_picture_is_there_and_outlives_the_engine(hub):
+    viewer = hub.begin("red", 5)
+    hub.look(viewer)
+    hub.happen(worker.Died("killed", again=True))
+    hub.happen(worker.Ready(WORLD, 1, 1))
+    assert viewer.session.state is State.LIVE and viewer.session.lost_at is None
+    hub.look_away(viewer)
+    assert viewer.session.lost_at is not None
+
+
+def test_a_mistake_over_one_viewer_is_none_of_the_others_affair(hub, clock, monkeypatch, caplog):
+    broken, other = Page(hub), Page(hub)
+
+    def release(viewer, now):
+        assert viewer is not broken.viewer
+
+    monkeypatch.setattr(hub._steering, "release_stale", release)
+    hub.lose(other.viewer, other.hear)
+    pass_time(hub, clock, GRACE_SECONDS + 1)
+    assert other.viewer.session.state is not State.LIVE and "cannot be seen to" in caplog.text
 
 
 def test_a_server_that_closes_keeps_what_it_has_of_each_session(hub, engine, clock, drawer):
@@ -510,6 +571,27 @@ def test_a_paused_world_gets_no_credit_and_says_with_which_chunk_it_stops(hub, e
     steer, grant = engine.commands[-2:]
     assert steer == worker.Steer(page.run, Control(4))
     assert (grant.session, grant.frame) == (page.run, 9) and grant.at < clock(), "it has waited long enough"
+
+
+def test_a_paused_world_comes_back_from_a_death_paused_and_says_so(hub, engine):
+    page = Page(hub)
+    hub.happen(chunk(page.run))
+    watch(page, 4)
+    page.says(protocol.Pause(seq=3))
+    hub.happen(worker.Died("killed", again=True))
+    grants = len(engine.of(worker.Grant))
+    hub.happen(worker.Ready(WORLD, 1, 1))
+    assert page.types()[-2:] == ["live", "paused"] and len(engine.of(worker.Grant)) == grants
+    page.says(protocol.Unpause(seq=4))
+    assert len(engine.of(worker.Grant)) == grants + 1
+
+
+def test_what_a_kept_world_has_forgotten_is_not_made_once_more(hub):
+    hub.resume("token", data(chunk=50), lambda message: None)
+    viewer = hub.find("token")
+    with pytest.raises(protocol.ProtocolError, match="does not remember what was before it was put away"):
+        hub.obey(viewer, protocol.Rewind(seq=5, chunk=20))
+    hub.obey(viewer, protocol.Rewind(seq=6, chunk=49))
 
 
 def test_a_rewind_forgets_what_waits_and_shows_what_comes_after_it_only(hub, engine):

@@ -138,6 +138,22 @@ def test_a_flush_forgets_what_waits_and_what_follows_is_not_late(pacer, clock):
     assert pacer.delay() == 0 and pacer.late == 0
 
 
+def test_after_a_rest_the_next_chunk_is_not_late_and_what_waits_leaves_as_before(pacer, clock):
+    pacer.put(chunk(0))
+    drain(pacer, clock, 3)
+    pacer.rested()
+    drain(pacer, clock, 1)
+    clock.advance(9)
+    pacer.rested()
+    pacer.put(chunk(4))
+    assert pacer.delay() == 0 and pacer.late == 0
+    out = drain(pacer, clock, 4)
+    assert gaps([at for _, at in out]) == pytest.approx([PERIOD] * 3)
+    clock.advance(9)
+    pacer.put(chunk(8))
+    assert pacer.late == 1, "this time nobody rested"
+
+
 def test_a_chunk_in_parts_leaves_as_evenly_as_a_whole_one(pacer, clock):
     pacer.put(chunk(0, 2))
     out = drain(pacer, clock, 1)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 
-import pytest
 from serving import Client, Player, hear, say, serving
 
 from stream.ice import Reach
@@ -118,10 +117,11 @@ async def test_a_bad_offer_gets_a_sentence_and_takes_no_slot(client):
         assert (await hear(page, "received"))["seq"] == 1
 
 
-@pytest.mark.parametrize("kind", ["", "application/json", "text/plain", "application/sdpx"])
-async def test_an_offer_of_another_type_is_refused_with_the_type_that_is_right(client, player, kind):
-    answer = await client.http.post("/whep", content=await player.offer(), headers={"Content-Type": kind})
-    assert answer.status_code == 415 and answer.headers["accept-post"] == "application/sdp"
+async def test_an_offer_of_another_type_is_refused_with_the_type_that_is_right(client, player):
+    offer = await player.offer()
+    for kind in ("", "application/json", "text/plain", "application/sdpx"):
+        answer = await client.http.post("/whep", content=offer, headers={"Content-Type": kind})
+        assert answer.status_code == 415 and answer.headers["accept-post"] == "application/sdp", kind
     assert client.service.hub.has_room
 
 

@@ -122,9 +122,9 @@ def test_an_engine_that_makes_a_past_once_more_is_given_time_for_it(clock):
 class Harness:
     """A worker with the fake engine, and its events in order."""
 
-    def __init__(self, factory="build", **options):
+    def __init__(self, factory="build", hang_seconds=stream.worker.HANG_SECONDS, **options):
         self.events = queue.Queue()
-        self.worker = Worker(f"fake_engine:{factory}", options, self.events.put)
+        self.worker = Worker(f"fake_engine:{factory}", options, self.events.put, hang_seconds)
         self.worker.start()
 
     def next(self, kind, seconds=10.0):
@@ -188,12 +188,16 @@ def test_what_is_pressed_just_before_a_chunk_must_begin_is_in_it(harness):
     one.next(Ready)
     one.open("a", "red")
     one.next(Chunk)
-    leaves = time.monotonic() + 0.8
-    one.worker.send(Grant("a", 8, leaves + 4 / 16))
-    time.sleep(0.6)
-    one.worker.send(Steer("a", Control(7, frozenset("l"))))
-    chunk = one.next(Chunk)
-    assert chunk.sequence == 7 and -0.2 < time.monotonic() - leaves < 0.1
+    found = []
+    for number in range(1, 4):  # a busy machine may spoil one
+        leaves = time.monotonic() + 0.8
+        one.worker.send(Grant("a", 4 + 4 * number, leaves + 4 / 16))
+        time.sleep(0.6)
+        one.worker.send(Steer("a", Control(6 + number, frozenset("l"))))
+        found.append((one.next(Chunk).sequence == 6 + number, time.monotonic() - leaves))
+        if found[-1][0] and -0.2 < found[-1][1] < 0.1:
+            return
+    raise AssertionError(found)
 
 
 def test_chunks_that_turn_out_slower_begin_earlier_and_are_there_in_time(harness):
@@ -211,7 +215,7 @@ def test_chunks_that_turn_out_slower_begin_earlier_and_are_there_in_time(harness
 
 
 def test_the_first_frames_of_a_chunk_are_there_before_its_last_are(harness):
-    one = harness(part_seconds=0.3)
+    one = harness(part_seconds=0.5)
     one.next(Ready)
     one.open("a", "red")
     first, at = one.next(Chunk), time.monotonic()
@@ -305,7 +309,7 @@ def test_an_engine_whose_next_chunk_does_not_come_is_noticed_within_two_seconds_
 
 
 def test_an_engine_that_waits_for_a_processor_is_not_taken_for_dead(harness, monkeypatch):
-    one = harness(spin_at=5)
+    one = harness(spin_at=5, hang_seconds=0.6)
     one.next(Ready)
     one.open("a", "red", grant=20)
     for _ in range(5):
@@ -315,7 +319,34 @@ def test_an_engine_that_waits_for_a_processor_is_not_taken_for_dead(harness, mon
     monkeypatch.setattr(stream.worker, "waited_seconds", lambda pid: 2 / 3 * (time.monotonic() - began))
     one.worker.send(Grant("a", 24))
     assert "did not answer" in one.next(Died).reason
-    assert time.monotonic() - began > 4
+    assert time.monotonic() - began > 1.2, "twice as long as one that waits for nothing"
+
+
+def test_a_process_that_cannot_be_started_for_lack_of_something_is_tried_again(harness, monkeypatch):
+    one = harness()
+    one.next(Ready)
+    run, tries = stream.worker._Run, iter([OSError(12, "Cannot allocate memory"), None])
+
+    def start(*arguments):
+        if (error := next(tries)) is not None:
+            raise error
+        return run(*arguments)
+
+    monkeypatch.setattr(stream.worker, "_Run", start)
+    os.kill(one.worker.pid, signal.SIGKILL)
+    assert "SIGKILL" in one.next(Died).reason
+    assert one.next(Died) == Died("the engine's process cannot be started: [Errno 12] Cannot allocate memory", True)
+    assert one.next(Ready)
+
+
+def test_an_engine_gets_nothing_that_was_meant_for_the_one_before_it(harness):
+    one = harness(load_seconds=0.5)
+    one.next(Progress)
+    one.open("ghost")
+    one.next(Ready)
+    for name in ("a", "b"):
+        one.open(name)
+    assert {one.next(Chunk).session for _ in range(2)} == {"a", "b"}, "both places were free"
 
 
 def test_an_engine_that_is_started_again_has_as_many_slots_as_before(harness, tmp_path):

@@ -162,8 +162,9 @@ export function spectate({ token }) {
  */
 
 /**
- * The session is over; `reason` is a sentence for the viewer.
- * @typedef {{ type: "ended", reason: string }} Ended
+ * The session is over; `reason` is a sentence for the viewer. `needs_access`: the hello lacked the server's own
+ * token, or had a wrong one.
+ * @typedef {{ type: "ended", reason: string, needs_access: boolean|null }} Ended
  */
 
 /**
