@@ -33,7 +33,12 @@ async function answer(offer) {
   await peer.setRemoteDescription({ type: "offer", sdp: offer });
   peer.addTrack(stream.getVideoTracks()[0], stream);
   await peer.setLocalDescription();
-  await new Promise((done) => setTimeout(done, 150)); // host candidates are there by then
+  await new Promise((done) => {
+    const check = () => peer.iceGatheringState === "complete" && done();
+    peer.addEventListener("icegatheringstatechange", check);
+    setTimeout(done, 150); // host candidates are there by then
+    check();
+  });
   return peer.localDescription.sdp;
 }
 
@@ -49,7 +54,8 @@ window.fetch = async (input, init = {}) => {
   const method = init.method ?? "GET";
   if (url.pathname.includes("/api/")) return answerApi(method, url, init.headers.Authorization);
   if (!url.pathname.includes("/whep")) return realFetch(input, init);
-  window.studio.requests.push(`${method} ${url.pathname}${url.search}`);
+  const authorization = init.headers?.Authorization ?? "";
+  window.studio.requests.push(`${method} ${url.pathname}${url.search} ${authorization}`.trim());
   if (method === "DELETE") return new Response(null, { status: 200 });
   if (window.studio.refuse) return new Response(window.studio.refuse.body, { status: window.studio.refuse.status });
   const response = new Response(await answer(init.body), { status: 201, headers: { Location: "whep/1" } });

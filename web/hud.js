@@ -62,13 +62,18 @@ export class Hud {
     if (this.#known) return;
     const keys = matchMedia("(pointer: coarse)").matches ? "the arrows to walk and look around" : "W A S D to walk, I J K L to look around";
     const walk = find("walk").hidden ? "" : `Hold ${keys}. `;
-    this.notice(`${walk}Write what you want to see.`, true);
-    this.#hints = true;
+    this.ask(`${walk}Write what you want to see.`);
   }
 
   endHint() {
     this.#known = true;
     if (this.#hints) this.notice("");
+  }
+
+  /** A line that stays until the viewer does something. */
+  ask(text) {
+    this.notice(text, true);
+    this.#hints = true;
   }
 
   /** A line for a few seconds, or until the next one: something was refused, copied, is on its way. */

@@ -37,7 +37,10 @@ export class Keys {
       event.preventDefault();
       this.#hold(event.code, key, event.timeStamp);
     });
-    target.addEventListener("keyup", (event) => this.#hold(event.code, null, event.timeStamp));
+    target.addEventListener("keyup", (event) => {
+      if (event.key === "Meta") this.release(); // macOS tells of no other key that was let go while it was down
+      else this.#hold(event.code, null, event.timeStamp);
+    });
     target.addEventListener("blur", () => this.release());
     document.addEventListener("visibilitychange", () => this.release());
   }
@@ -61,6 +64,14 @@ export class Keys {
       if (event.code !== "Space" && event.code !== "Enter") return;
       event.preventDefault();
       this.#hold(event.code, event.target.dataset.key ?? null, event.timeStamp);
+    });
+    group.addEventListener("keyup", (event) => event.code === "Space" && event.preventDefault()); // or a click follows
+    group.addEventListener("click", (event) => {
+      if (event.detail !== 0) return; // of a pointer, which is seen to; without one, as by voice, a click is a tap
+      const key = event.target.closest("[data-key]")?.dataset.key;
+      if (!key) return;
+      this.#hold("click", key, event.timeStamp);
+      this.#hold("click", null, event.timeStamp);
     });
   }
 

@@ -41,10 +41,11 @@ export class Media {
   }
 
   /**
-   * Fetches the picture from a WHEP `endpoint`; ends when the answer is in place, before the first frame.
+   * Fetches the picture of the session of this `token` from a WHEP `endpoint`; ends when the answer is in place, before
+   * the first frame.
    * @throws {Error} whose message is a sentence for the viewer
    */
-  async start(endpoint, iceServers) {
+  async start(endpoint, token, iceServers) {
     this.stop();
     if (!("RTCPeerConnection" in window)) throw new Error("This browser has no WebRTC.");
     const peer = new RTCPeerConnection({ iceServers });
@@ -53,10 +54,18 @@ export class Media {
     peer.ontrack = ({ track }) => this.#show(track);
     const { receiver } = peer.addTransceiver("video", { direction: "recvonly" });
     if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+    try {
+      await this.#negotiate(peer, endpoint, token);
+    } catch (error) {
+      if (peer === this.#peer) throw error; // one that was given up meanwhile says nothing of the next
+    }
+  }
+
+  async #negotiate(peer, endpoint, token) {
     await peer.setLocalDescription();
     await gathered(peer);
-    const { answer, resource } = await whep(endpoint, peer.localDescription.sdp);
-    if (peer !== this.#peer) return void fetch(resource, { method: "DELETE" });
+    const { answer, resource } = await whep(endpoint, token, peer.localDescription.sdp);
+    if (peer !== this.#peer) return giveBack(resource);
     this.#resource = resource;
     await peer.setRemoteDescription({ type: "answer", sdp: answer });
     setTimeout(() => peer === this.#peer && peer.connectionState !== "connected" && this.#lose(NO_WAY), CONNECT_MS);
@@ -67,7 +76,7 @@ export class Media {
     this.#stall.end();
     this.#peer?.close();
     this.#peer = null;
-    if (this.#resource) fetch(this.#resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may be gone
+    if (this.#resource) giveBack(this.#resource);
     this.#resource = null;
   }
 
@@ -112,10 +121,15 @@ function gathered(peer) {
   });
 }
 
-async function whep(endpoint, offer) {
+function giveBack(resource) {
+  fetch(resource, { method: "DELETE", keepalive: true }).catch(() => {}); // it may be gone
+}
+
+/** The token goes in a header: a proxy in between writes addresses into its log. */
+async function whep(endpoint, token, offer) {
   const response = await fetch(endpoint, {
     method: "POST",
-    headers: { "Content-Type": "application/sdp" },
+    headers: { "Content-Type": "application/sdp", Authorization: `Bearer ${token}` },
     body: offer,
   }).catch(() => {
     throw new Error("The server does not answer.");

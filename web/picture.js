@@ -60,9 +60,9 @@ export class Picture {
       return this.#frames.start(address, token);
     }
     const endpoint = new URL("whep", document.baseURI);
-    endpoint.searchParams.set("session", token);
+    endpoint.searchParams.set("session", "");
     try {
-      await this.#media.start(endpoint, ice_servers.map(withoutNulls));
+      await this.#media.start(endpoint, token, ice_servers.map(withoutNulls));
     } catch (error) {
       this.#media.stop();
       throw error.refused ? error : new Error(this.#fallBack(error.message));

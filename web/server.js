@@ -57,7 +57,7 @@ export class Server {
       case "paused":
         return this.#paused();
       case "asked":
-        return this.#hud.notice(`Others wait: press a key within ${message.seconds} seconds, or your place goes to them.`);
+        return this.#hud.ask(`Others wait: press a key within ${message.seconds} seconds, or your place goes to them.`);
       case "parked":
         return this.#parked(message);
       case "scene":
@@ -152,6 +152,7 @@ export class Server {
 
   #received({ seq }) {
     if (seq === this.#session.pictureSeq) this.#hud.notice("A new world begins with your picture.");
+    if (seq === this.#session.rewindSeq) this.#screen.pause(false);
   }
 
   #applied({ seq, rtp }) {
@@ -190,6 +191,7 @@ export class Server {
 
   #parked({ reason, by_itself }) {
     this.#session.reason = reason;
+    this.#hud.notice("");
     if (by_itself) return this.#connection.retry();
     const { welcome } = this.#session;
     this.#rest();
@@ -213,9 +215,11 @@ export class Server {
     await fetch(address, { method: "DELETE", headers }).catch(() => {}); // a day does it
   }
 
-  #ended({ reason }) {
-    if (this.#session.watch === null) dropToken();
-    if (!this.#session.leaving) {
+  #ended({ reason, needs_access }) {
+    const { entered, watch, leaving } = this.#session;
+    if (entered && watch === null) dropToken(); // who is turned away at the door still has a world that is kept
+    if (needs_access) return this.#lock(reason);
+    if (!leaving) {
       this.#session.reason = reason;
       return this.#connection.retry();
     }
@@ -223,6 +227,16 @@ export class Server {
     this.#hud.veil("left", {
       title: "You have left the line",
       action: ["Stand in line again", () => this.#connection.open()],
+    });
+  }
+
+  /** No try without the server's own token would do better. */
+  #lock(reason) {
+    this.#rest();
+    this.#hud.veil("left", {
+      title: "This server asks for its token",
+      text: `${reason} Open the link that you were given: it ends in #access=…`,
+      action: ["Try again", () => this.#connection.open()],
     });
   }
 

@@ -29,6 +29,7 @@ export class Session {
       pictured: false, // whether it begins with a picture, as far as this page knows
       promptSeq: 0,
       pictureSeq: 0,
+      rewindSeq: 0,
       pictureTries: 0,
       heardAt: null,
       reason: "",

@@ -12,7 +12,12 @@ export function listen(input, onpicture) {
     take(input.files, onpicture);
     input.value = ""; // or the same one could not be chosen again
   });
-  addEventListener("paste", (event) => take(event.clipboardData.files, onpicture));
+  addEventListener("paste", (event) => {
+    const { types, files } = event.clipboardData;
+    // Words that were copied from a document come with a picture of themselves.
+    if (event.target.matches?.("input") && types.includes("text/plain")) return;
+    take(files, onpicture);
+  });
   addEventListener("dragover", (event) => {
     if (![...event.dataTransfer.types].includes("Files")) return;
     event.preventDefault(); // without it the browser would leave the page and open the file

@@ -127,13 +127,15 @@ export class Viewer {
 
   goBack() {
     if (!this.#session.shown) return;
-    this.#connection.send(messages.rewind({ seq: this.#session.next(), chunk: this.#timeline.back() }));
-    this.#screen.pause(false);
+    this.#touch();
+    this.#session.rewindSeq = this.#session.next(); // a paused world goes on once the server says that it goes back
+    this.#connection.send(messages.rewind({ seq: this.#session.rewindSeq, chunk: this.#timeline.back() }));
   }
 
   togglePause() {
     const session = this.#session;
     if (!session.live) return;
+    this.#touch();
     const seq = session.next();
     if (!session.paused) return this.#connection.send(messages.pause({ seq })); // the picture stands when `paused` comes
     this.#screen.pause(false);
@@ -167,8 +169,10 @@ export class Viewer {
   }
 
   async invite() {
-    await copy(addressToWatch(this.#session.welcome.watch_token));
-    this.#hud.notice("A link is copied: whoever opens it sees what you see, and steers nothing.");
+    const watchToken = this.#session.welcome?.watch_token;
+    if (!watchToken) return this.#hud.notice("There is no world to watch now: wait until there is.");
+    const said = "A link is copied: whoever opens it sees what you see, and steers nothing.";
+    await this.#copy(addressToWatch(watchToken), said);
   }
 
   /** From watching to a world of one's own. */
@@ -183,7 +187,17 @@ export class Viewer {
 
   async share() {
     const { wish, pictured } = this.#session;
-    await copy(addressOf(wish));
-    this.#hud.notice(pictured ? "A link to these words is copied; your picture stays here." : "The link to this world is copied.");
+    const said = pictured ? "A link to these words is copied; your picture stays here." : "The link to this world is copied.";
+    await this.#copy(addressOf(wish), said);
+  }
+
+  /** A browser may forbid it: then the link is there to be copied by hand. */
+  async #copy(address, said) {
+    try {
+      await copy(address);
+      this.#hud.notice(said);
+    } catch {
+      this.#hud.notice(`The browser did not copy the link. Here it is: ${address}`, true);
+    }
   }
 }
