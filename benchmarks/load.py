@@ -40,6 +40,7 @@ EVEN_FRAMES, FULL_SHARE = 2, 0.97
 AT_ONCE = 10
 """Pages that come to the line at the same moment, and visits under way."""
 VISITS_A_MINUTE, KEPT_SECONDS = 500, 11
+SETTLE_SECONDS = 1.0
 """After visits the connections that HTTP keeps have ended, and the memory has been given back: both take 5 s."""
 
 
@@ -143,7 +144,7 @@ async def hold_viewers(address: str, pid: int, steps: tuple[int, ...], seconds: 
         for count in steps:
             while len(crowd.receivers) < count:
                 await crowd.watch()
-            await asyncio.sleep(1)
+            await asyncio.sleep(SETTLE_SECONDS)
             found.append({"viewers": count, **await crowd.look(seconds)})
             print(f"viewers {found[-1]}", flush=True)
             if not is_even(found[-1]):
@@ -159,7 +160,7 @@ async def hold_spectators(address: str, pid: int, steps: tuple[int, ...], second
         for count in steps:
             while len(crowd.receivers) < 1 + count:
                 await crowd.spectate()
-            await asyncio.sleep(1)
+            await asyncio.sleep(SETTLE_SECONDS)
             found.append({"spectators": count, **await crowd.look(seconds)})
             print(f"spectators {found[-1]}", flush=True)
             if not is_even(found[-1]):
@@ -178,7 +179,7 @@ async def hold_line(address: str, pid: int, steps: tuple[int, ...], seconds: flo
             more = count - crowd.waiting
             await crowd.wait_in_line(count)
             a_minute = round(60 * more / (time.monotonic() - began))
-            await asyncio.sleep(1)
+            await asyncio.sleep(SETTLE_SECONDS)
             found.append({"line": count, "came_a_minute": a_minute, **await crowd.look(seconds)})
             print(f"line {found[-1]}", flush=True)
             if not is_even(found[-1]):

@@ -1,5 +1,6 @@
 """What the tests share: a clock that they turn, and a server with those who watch it."""
 
+import gc
 import os
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 # As in the engine's process, and before torch is imported: its threads sleep while they wait, or a busy machine
 # makes every small operation many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection looks at it again, as in the server's own process."""
+    gc.collect()
+    gc.freeze()
 
 
 class FakeClock:

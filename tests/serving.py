@@ -6,6 +6,7 @@ conftest.py has the fixtures `client`, `player` and `server`.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -77,6 +78,12 @@ class Player:
 class QuietServer(uvicorn.Server):
     """uvicorn without its own signal handlers, which belong to the main program."""
 
+    async def main_loop(self):
+        """Until it is told to end; uvicorn's own looks ten times a second."""
+        ticks = itertools.count()
+        while not await self.on_tick(next(ticks)):  # noqa: ASYNC110  uvicorn's way
+            await asyncio.sleep(0.01)
+
     @contextlib.contextmanager
     def capture_signals(self):
         yield
@@ -109,7 +116,7 @@ class Client:
     async def ready(self):
         async with asyncio.timeout(10):
             while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.01)
 
 
 async def say(page, **message):

@@ -57,16 +57,16 @@ async def test_it_waits_in_line_and_is_told_its_place(client, tmp_path):
 
 async def test_it_comes_through_the_death_of_the_engine(client, tmp_path):
     said = []
-    watching = asyncio.ensure_future(watch(url(client), Wish("green", 48), tmp_path / "a.mp4", said.append))
+    watching = asyncio.ensure_future(watch(url(client), Wish("green", 32), tmp_path / "a.mp4", said.append))
     async with asyncio.timeout(10):
         while not said:  # noqa: ASYNC110  it is told to no one else
             await asyncio.sleep(0.02)
     await asyncio.sleep(1)
     os.kill(client.service._engine.pid, signal.SIGKILL)
-    assert await watching == 48
+    assert await watching == 32
     assert [line.split(",")[0] for line in said] == ["live", "in line", "live"]
     times = [time for time, _ in frames_of(tmp_path / "a.mp4")]
-    assert len(times) == 48 and times == sorted(times)
+    assert len(times) == 32 and times == sorted(times)
 
 
 async def test_what_the_server_says_no_to_is_said_in_its_words(client, tmp_path):

@@ -64,12 +64,16 @@ def test_a_thread_that_ends_takes_its_waiting_along_and_nothing_is_counted_for_i
     assert pass_by(clock, silence, 8) == 2.0
 
 
-def test_threads_that_share_a_processor_wait_and_one_that_sleeps_does_not():
-    cores = os.sched_getaffinity(0)
-    end = time.monotonic() + 0.6
+def waited_asleep():
     before = waited_seconds(os.getpid())
     time.sleep(0.05)
-    assert waited_seconds(os.getpid()) - before < 0.04
+    return waited_seconds(os.getpid()) - before
+
+
+def test_threads_that_share_a_processor_wait_and_one_that_sleeps_does_not():
+    cores = os.sched_getaffinity(0)
+    assert min(waited_asleep() for _ in range(5)) < 0.04, "were sleep counted, it would be 0.05 each time"
+    end, before = time.monotonic() + 0.6, waited_seconds(os.getpid())
     threads = [threading.Thread(target=crowd, args=(min(cores), end)) for _ in range(2)]
     for thread in threads:
         thread.start()

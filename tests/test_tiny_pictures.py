@@ -1,5 +1,6 @@
 """A world of the tiny preset that begins with somebody's picture."""
 
+import functools
 import io
 
 import numpy as np
@@ -20,8 +21,11 @@ DESERT_AT_DUSK = Scene(list(PLACES).index("desert"), 0, list(HOURS).index("dusk"
 POSE = torch.tensor([[5.0, 3.0, 2.0, 0.0]])
 
 
+renderer = functools.cache(Renderer)
+
+
 def drawn(scene: Scene) -> Image.Image:
-    picture = Renderer().render(POSE, torch.tensor([scene]), torch.zeros(1).long(), 192, 320, oversample=1)[0]
+    picture = renderer().render(POSE, torch.tensor([scene]), torch.zeros(1).long(), 192, 320, oversample=1)[0]
     return Image.fromarray(picture.mul(255).byte().movedim(0, -1).numpy())
 
 
