@@ -36,8 +36,8 @@ def draw(result: dict[str, Any], output: Path) -> None:
     for axis in (answers, stands):
         axis.set_xticks(range(len(leads)), [f"{lead:g}" for lead in leads])
         axis.set_xlabel("lead, ms", fontsize=8)
-        axis.set_ylim(0, None)
-        axis.legend(fontsize=7)
+        axis.set_ylim(0, max(1, axis.get_ylim()[1]))
+        axis.legend(fontsize=7, handlelength=4)
     figure.suptitle(
         f"the {result['world']} world, commit {result['commit']}, {result['cpu']}, {result['cores']} cores", fontsize=11
     )
