@@ -1,5 +1,5 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions ...]` at the
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions|key|train ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
 # another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -56,6 +56,16 @@ tests)
   tail -4 "$OUT/interpreted.txt"
   run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;
+key) # two lengths of a chunk; each engine takes two minutes to get warm
+  for latents in 2 1; do
+    run "key$latents" 280 "$PY" -m benchmarks.key_to_frame --preset lingbot-world-v2-1.3b --vae-precision rows --slots 1,2 \
+      --schedule turns,batch --chunk-latents $latents --seconds 25 --save "gpu-key$latents"
+    said "key$latents" 300 8
+  done ;;
+train) # what a step of the tiny world's training costs
+  run train 150 "$PY" -m benchmarks.train_step --save gpu-train
+  run muon 60 "$PY" -m benchmarks.train_step --kinds alone --muon --save gpu-train-muon
+  said train 120 110; grep ms "$OUT/muon.txt" | head -3 ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
   grep -E "^\{'|copy moves" "$OUT/regions.txt" ;;

@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default="a garden with lanterns at night", help="default: %(default)s")
+    parser.add_argument("--prompt", default="a green meadow by day", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--hold", default="w", help="keys, such as wl (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="so long they are held (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="so long they are held (default: %(default)g)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")
     return parser
 
