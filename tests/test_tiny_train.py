@@ -14,6 +14,7 @@ from pipeline.tiny.plan import PLANS
 from pipeline.tiny.train import MINUTES, main, to_be_judged
 from pipeline.tiny.train_transformer import Objective, _steady
 from pipeline.tiny.trainee import Trainee, update_together
+from pipeline.tiny.vae import CRISP_LAYERS
 from pipeline.transformer import Transformer
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,19 @@ def test_a_short_run_makes_weights_that_load_and_run(run):
     rows = world.text.encode("a desert at night").rows
     assert len(world.transformer.embed_text(rows[None])) == world.transformer.config.layers
     assert world.vae.decoder().decode(torch.zeros(32, 1, 12, 20)).shape == (3, 4, 192, 320)
+
+
+def test_weights_of_before_there_were_layers_at_full_resolution_load_and_are_begun_with(run, tmp_path):
+    folder, _ = run
+    shutil.copytree(folder / "weights", tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / FILES[1])
+    later = sorted(name for name in tensors if name.startswith("decode_latent.crisp"))
+    save_file({name: value for name, value in tensors.items() if name not in later}, tmp_path / FILES[1])
+    latent, before = torch.randn(32, 1, 12, 20), load_tiny("cpu", tmp_path).vae
+    assert before.decode_latent.crisp is None and len(later) == 2 * CRISP_LAYERS
+    world = make_tiny()
+    assert sorted(take_over(world, tmp_path)) == later
+    torch.testing.assert_close(world.vae.decoder().decode(latent), before.decoder().decode(latent))
 
 
 def test_a_run_says_how_it_was_made_and_what_it_reached(run):

@@ -27,10 +27,10 @@ class TinyWorld(NamedTuple):
     recogniser: Recogniser
 
 
-def make_tiny() -> TinyWorld:
-    """With fresh random weights."""
+def make_tiny(crisp: bool = True) -> TinyWorld:
+    """With fresh random weights; `crisp` as in Decoder."""
     config = find_preset("tiny").transformer
-    return TinyWorld(Transformer(config), TinyVAE(), TinyTextEncoder(config.text_dim), Recogniser())
+    return TinyWorld(Transformer(config), TinyVAE(crisp), TinyTextEncoder(config.text_dim), Recogniser())
 
 
 def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> TinyWorld:
@@ -38,9 +38,10 @@ def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> Tin
 
     Raises ValueError that names the file when one is missing or does not fit.
     """
-    world = make_tiny()
-    for part, name in zip(world, FILES, strict=True):
-        _fill(part, folder / name)
+    tensors = [_read(folder / name) for name in FILES]
+    world = make_tiny(crisp=any(name.startswith("decode_latent.crisp") for name in tensors[1]))
+    for part, learnt, name in zip(world, tensors, FILES, strict=True):
+        _fill(part, learnt, folder / name)
         part.eval().requires_grad_(False)
     world.vae.to(memory_format=torch.channels_last)
     return TinyWorld(world.transformer.to(device), world.vae.to(device), world.text, world.recogniser.to(device))
@@ -75,8 +76,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
 
 
-def _fill(part: nn.Module, path: Path) -> None:
+def _fill(part: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        part.load_state_dict(_read(path))
+        part.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this version's tiny world: {error}") from None

@@ -26,7 +26,7 @@ from pipeline.tiny.vae import FRAMES, GROUPS, TinyVAE
 CRITIC_WIDTHS = (48, 96, 192, 192)
 CRITIC_ALONE = 0.1
 """Share of the time in which the critic learns and is not listened to."""
-CRITIC_SHARE = 0.5
+CRITIC_SHARE = 1.0
 """Length of the critic's gradient at the decoder's last layer, in lengths of the picture loss's."""
 LATENT_SHARE = 0.1
 """Weight of the latents' squared error: what the model remembers must stay what the encoder would say."""
@@ -90,7 +90,7 @@ class Lesson:
 
     def _weight(self, loss: Tensor, appeal: Tensor) -> Tensor:
         """The critic's part of the loss, at its share."""
-        last = self._vae.decode_latent.refine.weight
+        last = self._vae.decode_latent.last.weight
         lengths = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, appeal)]
         return appeal * (CRITIC_SHARE * lengths[0] / (lengths[1] + 1e-6)).clamp(max=10.0).detach()
 

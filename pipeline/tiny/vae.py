@@ -20,7 +20,9 @@ LATENT_CHANNELS = 32
 ENCODER_WIDTHS, DECODER_WIDTHS = (48, 96, 128), (128, 96, 64)
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3
 REFINED = 48
-"""Channels at half the resolution, where the decoder's last convolution hides the borders of its 4x4 squares."""
+"""Channels at half the resolution, where a convolution hides the borders of the decoder's 4x4 squares."""
+CRISP, CRISP_LAYERS = 24, 4
+"""Channels and convolutions at full resolution, where an edge is drawn that the layers before only placed."""
 GROUPS = 8
 
 
@@ -57,10 +59,25 @@ class Encoder(nn.Module):
         return self.head(self.stages[-1](x))
 
 
-class Decoder(nn.Module):
-    """A latent frame (B, C, h, w) and what each stage saw before to four pictures (B, 3, 4, H, W)."""
+def _crisp() -> nn.Sequential:
+    """What is added to four pictures as 12 channels; nothing before it is trained."""
+    channels = 3 * FRAMES
+    widths = (channels, *[CRISP] * (CRISP_LAYERS - 1), channels)
+    layers: list[nn.Module] = []
+    for before, width in pairwise(widths):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.LeakyReLU(0.2)]
+    nn.init.zeros_(layers[-2].weight)
+    nn.init.zeros_(layers[-2].bias)
+    return nn.Sequential(*layers[:-1])
 
-    def __init__(self):
+
+class Decoder(nn.Module):
+    """A latent frame (B, C, h, w) and what each stage saw before to four pictures (B, 3, 4, H, W).
+
+    Without `crisp` there are no layers at full resolution, as in weights of before they were.
+    """
+
+    def __init__(self, crisp: bool = True):
         super().__init__()
         widths = DECODER_WIDTHS
         self.stem = nn.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1)
@@ -69,6 +86,12 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(wide, 4 * narrow, 1) for wide, narrow in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], 4 * REFINED, 3, padding=1)
         self.refine = nn.Conv2d(REFINED, 3 * FRAMES * 4, 3, padding=1)
+        self.crisp = _crisp() if crisp else None
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The layer that makes the pictures."""
+        return self.refine if self.crisp is None else self.crisp[-1]
 
     def forward(self, latent: Tensor, past: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """`past` is what the call before returned second, None at a stream's start."""
@@ -82,16 +105,18 @@ class Decoder(nn.Module):
                 x = F.pixel_shuffle(self.ups[index](x), 2)
         x = F.pixel_shuffle(self.head(F.silu(x)), 2)
         pictures = F.pixel_shuffle(self.refine(F.silu(x)), 2)
+        if self.crisp is not None:
+            pictures = pictures + self.crisp(pictures)
         return pictures.unflatten(1, (3, FRAMES)), present
 
 
 class TinyVAE(nn.Module):
     """Weights and the latents' statistics. `decoder()` and `encoder()` give what keeps one stream's state."""
 
-    def __init__(self):
+    def __init__(self, crisp: bool = True):
         super().__init__()
         self.encode_pictures = Encoder()
-        self.decode_latent = Decoder()
+        self.decode_latent = Decoder(crisp)
         self.register_buffer("mean", torch.zeros(LATENT_CHANNELS))
         self.register_buffer("std", torch.ones(LATENT_CHANNELS))
 
