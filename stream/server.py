@@ -355,10 +355,13 @@ class Service:
         self.hub.tick()
 
     async def _watch_peers(self) -> None:
-        for peer, _ in list(self._peers.values()):
-            if await peer.is_lost():
-                self._keep(peer.close())
+        for peer, _ in self._peers.values():
+            self._keep(self._close_if_lost(peer))
         self._count_peers()
+
+    async def _close_if_lost(self, peer: Peer | Frames) -> None:
+        if await peer.is_lost():
+            await peer.close()
 
     def _count_peers(self) -> None:
         """Put what is sent to whom into the metrics."""
