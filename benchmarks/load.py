@@ -40,8 +40,9 @@ EVEN_FRAMES, FULL_SHARE = 2, 0.97
 AT_ONCE = 10
 """Pages that come to the line at the same moment, and visits under way."""
 VISITS_A_MINUTE, KEPT_SECONDS = 500, 11
-SETTLE_SECONDS = 1.0
 """After visits the connections that HTTP keeps have ended, and the memory has been given back: both take 5 s."""
+SETTLE_SECONDS = 1.0
+"""After the last one has come."""
 
 
 def limits() -> dict[str, Any]:

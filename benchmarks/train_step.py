@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     found = {}
     for name in options.kinds.split(","):
         print(f"== {name}", flush=True)
-        learn, inputs = _step(name, plan, device, options.muon)
+        with tempfile.TemporaryDirectory() as folder:
+            learn, inputs = _step(name, plan, device, options.muon, Path(folder) / "none.pt")
         found[name] = {
             "ms": round(_milliseconds(learn, inputs, options.repeats), 2),
             "kernels": _kernels(learn, inputs),
@@ -49,26 +50,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _step(name: str, plan: Plan, device: torch.device, muon: bool) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    """A step of this kind and what it is given."""
+def _step(
+    name: str, plan: Plan, device: torch.device, muon: bool, path: Path
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """A step of this kind and what it is given. There is no checkpoint at `path`."""
     torch.manual_seed(0)
     world = TinyWorld(*(part.to(device) for part in make_tiny()))
     world.vae.to(memory_format=torch.channels_last)
     objective = Objective(world, find_preset("tiny")).to(device)
     compile_blocks(objective)
     if name == "joint":
-        return _lesson(world.vae, objective, device), _shots(plan, device)
+        return _lesson(world.vae, objective, device, path), _shots(plan, device)
     matrices = objective.matrices if muon else ()
-    trainee = Trainee(objective, plan.rate, Path(tempfile.mkdtemp()) / "none.pt", matrices=matrices)
+    trainee = Trainee(objective, plan.rate, path, matrices=matrices)
     latents = torch.randn(plan.batch, plan.chunks, *find_preset("tiny").latent_shape, device=device).squeeze(3)
     return _learner(trainee, KINDS[name]), (latents, *_walks(plan.batch, plan.chunks, device))
 
 
-def _lesson(vae: TinyVAE, objective: Objective, device: torch.device) -> Lesson:
-    folder = Path(tempfile.mkdtemp())
+def _lesson(vae: TinyVAE, objective: Objective, device: torch.device, path: Path) -> Lesson:
     vae.encode_pictures.requires_grad_(False)
     parts = (objective, vae.decode_latent, Critic().to(device, memory_format=torch.channels_last))
-    return Lesson(vae, Learners(*(Trainee(part, 1e-4, folder / "none.pt") for part in parts)))
+    return Lesson(vae, Learners(*(Trainee(part, 1e-4, path) for part in parts)))
 
 
 def _shots(plan: Plan, device: torch.device) -> tuple[Tensor, ...]:

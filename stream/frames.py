@@ -39,7 +39,7 @@ AHEAD_SECONDS, MOST_AHEAD_SECONDS = 0.5, 2.0
 LATE_SECONDS = 0.25
 """A frame that is seen so much later than the quickest one stood in a queue: the link is full."""
 REPORT_SECONDS = 1.0
-REFUSED = 4000
+ENDED = 4000
 """The close code of a picture that is refused or has ended; the reason says why."""
 KEY_SECONDS = 1.0
 """So long lies at least between two key frames that a viewer asks for."""
@@ -272,5 +272,10 @@ async def serve(
         reason = str(error)
     except (WebSocketDisconnect, RuntimeError):  # starlette's words for a closed socket
         return
+    await end(socket, reason)
+
+
+async def end(socket: WebSocket, reason: str) -> None:
+    """Close an accepted socket and say why; one that is closed already is left alone."""
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        await socket.close(REFUSED, reason[:120])
+        await socket.close(ENDED, reason[:120])

@@ -286,7 +286,7 @@ class Service:
             counted = self.doors.take(host)
         except TooMany as error:
             self.hub.metrics.refuse("address")
-            await socket.close(frames.REFUSED, str(error))
+            await frames.end(socket, str(error))
             return
         try:
             await frames.serve(socket, HELLO_SECONDS, lambda text: self._begin_frames(socket, text))

@@ -15,6 +15,7 @@ from stream import api
 from stream.__main__ import main
 from stream.catalogue import Catalogue
 from stream.protocol import MAX_SEED
+from stream.viewer import FILES_AT_ONCE
 
 
 async def create(client, **wish):
@@ -78,6 +79,14 @@ async def test_a_session_goes_on_from_its_file_beside_the_first(client, player, 
     await watch(client, second, copy["token"])
     assert (await read(client, copy)).json()["chunks"] > data.chunk
     await second.connection.close()
+
+
+async def test_a_live_sessions_file_is_given_a_few_times_in_a_row_and_then_less_often(client, player):
+    made = (await create(client)).json()
+    await watch(client, player, made["token"])
+    answers = [await read(client, made, "/file") for _ in range(FILES_AT_ONCE + 1)]
+    assert [answer.status_code for answer in answers] == [200] * FILES_AT_ONCE + [429]
+    assert answers[-1].headers["retry-after"] == "5"
 
 
 async def test_a_parked_session_is_read_fetched_and_deleted_by_its_token(client, player):

@@ -227,7 +227,8 @@ async def test_with_a_token_no_way_leads_to_a_world_without_it(tmp_path, caplog,
             assert [(one.status_code, one.headers["www-authenticate"]) for one in answers] == [(401, "Bearer")] * 3
         for wrong in ({}, {"access": "x" * 20}, {"access": "x" * 20, "token": "y" * 32}):
             async with client.page(**wrong) as page:
-                assert "token" in (await hear(page, "ended"))["reason"]
+                ended = await hear(page, "ended")
+                assert "token" in ended["reason"] and ended["needs_access"]
                 await page.wait_closed()
         assert client.service.hub.has_room and "viewers 0.0" in (await client.http.get("/metrics")).text
 

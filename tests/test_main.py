@@ -126,6 +126,15 @@ def test_an_engine_that_cannot_be_built_ends_the_server_with_its_sentence(server
     assert one.process.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["--version"], "chunkcast "), (["train", "--help"], "{tiny}"), (["serve", "-h"], "8080")]
+)
+def test_what_is_asked_of_the_command_line_itself_is_told(arguments, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0 and says in capsys.readouterr().out
+
+
 def test_a_port_in_use_is_told_at_once(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -408,12 +408,17 @@ def test_a_new_world_keeps_the_words_and_the_peer_and_changes_the_seed(live):
     assert restart["image"] == "none"
 
 
-def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
-    page, script = live()
+def pause(page, script):
+    """Space pauses, and the server says so."""
     page.keyboard.press(" ")
     script.wait(lambda: script.of("pause"), "space pauses")
     script.send("paused", seq=script.of("pause")[0]["seq"], chunk=41)
     page.wait_for_function("document.getElementById('state').textContent === 'paused'")
+
+
+def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
+    page, script = live()
+    pause(page, script)
     page.click("#go-on")
     script.wait(lambda: script.of("unpause"), "the button on the picture goes on")
     page.click("#pause")
@@ -449,10 +454,7 @@ def test_the_buttons_and_keys_of_time_pause_go_back_begin_again_and_park(live):
 
 def test_a_paused_world_goes_on_when_the_server_goes_back_and_stands_when_it_refuses_to(live):
     page, script = live()
-    page.keyboard.press(" ")
-    script.wait(lambda: script.of("pause"), "space pauses")
-    script.send("paused", seq=script.of("pause")[0]["seq"], chunk=41)
-    page.wait_for_function("document.getElementById('state').textContent === 'paused'")
+    pause(page, script)
     page.keyboard.press("Backspace")
     script.wait(lambda: script.of("rewind"), "it shall go back")
     script.send("error", message="the world remembers 4 chunks", seq=script.of("rewind")[0]["seq"])

@@ -229,3 +229,5 @@ def test_a_precision_changes_the_linears_of_a_preset_and_nothing_else():
     assert eight.transformer.precision == "fp8" and at_precision(eight, "bf16") == preset
     with pytest.raises(ValueError, match="no precision 'int4'; it is bf16 or fp8"):
         at_precision(preset, "int4")
+    with pytest.raises(ValueError, match="the tiny world's is float32"):
+        at_precision(find_preset("tiny"), "fp8")
