@@ -206,8 +206,9 @@ const real = window.setTimeout;
 window.setTimeout = (work, ms, ...all) => real(work, ms === 4000 ? 1000 : ms, ...all); // it need not hope for so long
 """
 COLOUR = """() => {
-  const canvas = document.getElementById("canvas");
-  return [...canvas.getContext("2d").getImageData(10, 80, 1, 1).data.slice(0, 3)];
+  const { data } = document.getElementById("canvas").getContext("2d").getImageData(0, 80, 160, 1);
+  const pixels = Array.from({ length: 160 }, (_, x) => [...data.slice(4 * x, 4 * x + 3)]);
+  return pixels.sort((one, other) => Math.min(...one) - Math.min(...other))[80]; // not the white bar
 }"""
 
 
