@@ -13,6 +13,7 @@ from pipeline.tiny.muon import orthogonal
 from pipeline.tiny.plan import PLANS
 from pipeline.tiny.train import MINUTES, main, to_be_judged
 from pipeline.tiny.train_transformer import Objective, _steady
+from pipeline.tiny.train_vae import picture_loss
 from pipeline.tiny.trainee import Trainee, update_together
 from pipeline.tiny.vae import CRISP_LAYERS
 from pipeline.transformer import Transformer
@@ -52,6 +53,19 @@ def test_weights_of_before_there_were_layers_at_full_resolution_load_and_are_beg
     world = make_tiny()
     assert sorted(take_over(world, tmp_path)) == later
     torch.testing.assert_close(world.vae.decoder().decode(latent), before.decoder().decode(latent))
+
+
+def test_an_edge_whose_place_is_in_doubt_is_better_drawn_hard_than_as_a_slope(monkeypatch):
+    def edge(at: float, pixels: float) -> torch.Tensor:
+        """From dark to light within so many pixels."""
+        return ((torch.arange(320) - at) / pixels).clamp(-0.5, 0.5).expand(1, 1, 3, 4, 192, 320)
+
+    def cost(pixels: float) -> float:
+        return float(sum(picture_loss(edge(162, pixels), edge(at, 1)) for at in (161, 163)))
+
+    assert cost(1) < 0.8 * cost(4)
+    monkeypatch.setattr("pipeline.tiny.train_vae.EDGE_SHARE", 0.0)
+    assert cost(4) < cost(1), "which is why the rest of the loss does not do"
 
 
 def test_a_run_says_how_it_was_made_and_what_it_reached(run):
