@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import sysconfig
+import time
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ SMALL = (HEIGHT // REDUCTION, WIDTH // REDUCTION)
 LAST_PHASE = PHASES - 1
 RAYS_AT_ONCE = {"cuda": 64 * 2 * HEIGHT * 2 * WIDTH, "cpu": HEIGHT // 2 * WIDTH // 2}
 """A GPU is filled by a batch as training draws it, a CPU's cache by one small picture."""
+REPORT_SECONDS = 10.0
 
 
 def draw_quickly(device: torch.device) -> None:
@@ -56,7 +58,11 @@ class Truth:
         poses, scenes, phases = poses.float().to(self.device), scenes.to(self.device), phases.to(self.device)
         at_once = max(1, RAYS_AT_ONCE[self.device.type] // (size[0] * size[1] * self.oversample**2))
         drawn = torch.empty(len(poses), 3, *size, dtype=torch.uint8, device=self.device)
+        reported = time.monotonic()
         for first in range(0, len(poses), at_once):
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                print(f"the renderer: {first} of {len(poses)} pictures", flush=True)
             count = len(poses[first : first + at_once])
             # Always full batches: the compiled renderer is made for one shape.
             rows = torch.arange(first, first + at_once, device=self.device).clamp(max=len(poses) - 1)

@@ -50,7 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         torch.backends.cudnn.benchmark = True
     draw_quickly(device)
     truth = Truth(device, options.rays)
-    probes = find_probes(Path(options.probes), truth, ProbePlan(pairs=options.probe_pairs, steps=options.probe_steps))
+    plan = ProbePlan(pairs=options.probe_pairs, steps=options.probe_steps)
+    try:
+        probes = find_probes(Path(options.probes), truth, plan)
+    except KeyboardInterrupt:
+        print("stopped before the judges had learnt; there is nothing to keep", flush=True)
+        return 130
     print(f"probes on held-out pictures: {_brief(probes.held_out)}", flush=True)
     begun, stop = time.monotonic(), Stop("stopping; what was measured so far is kept")
     rows = measure(options, make_engine(options, device), Bench(probes, truth), stop)

@@ -252,6 +252,22 @@ def test_a_run_that_is_stopped_keeps_what_it_has(stop, bench):
     assert not list(engine._slots)
 
 
+def test_a_run_that_is_stopped_before_its_judges_have_learnt_says_so(tmp_path, monkeypatch, capsys):
+    def interrupted(truth, plan):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny_world, "draw_quickly", lambda device: None)
+    monkeypatch.setattr(tiny_probes, "train_probes", interrupted)
+    assert tiny_world.main(["--device", "cpu", "--probes", str(tmp_path)]) == 130
+    assert "nothing to keep" in capsys.readouterr().out
+
+
+def test_drawing_that_takes_long_tells_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.tiny_truth.REPORT_SECONDS", -1)
+    CoarseTruth("cpu").small(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.int64))
+    assert "of 2 pictures" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> dict:
     """The result of a run that is as small as can be."""
