@@ -8,6 +8,7 @@ import json
 import mimetypes
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ ARGUMENTS = (
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
 )
-WAIT_MS = 8000
+WAIT_MS = 20_000
+"""For what comes at once where nothing else keeps the machine busy."""
 
 
 def chromium_path() -> str:
@@ -53,12 +55,14 @@ def browser() -> Iterator:
 class Script:
     """The server's side of one page's WebSocket, as a test plays it.
 
-    `messages` holds what the page sent on all its connections, in order; `connections` how many there were.
+    `messages` holds what the page sent on all its connections, in order, and `times` when each came, in seconds;
+    `connections` how many there were.
     """
 
     def __init__(self, page) -> None:
         self.page = page
         self.messages: list[dict] = []
+        self.times: list[float] = []
         self.connections = 0
         self.welcomes = True
         self.reachable = True
@@ -110,6 +114,7 @@ class Script:
     def _take(self, text: str) -> None:
         message = json.loads(text)
         self.messages.append(message)
+        self.times.append(time.monotonic())
         if message["type"] == "hello" and self.welcomes:
             self.welcome()
 

@@ -1,9 +1,18 @@
 """What the tests share: a clock that they turn, and a server with those who watch it."""
 
+import contextlib
 import gc
 import os
+import time
 
 import pytest
+
+with contextlib.suppress(ImportError):  # tests of the engine run where it is not installed
+    from hypothesis import settings
+
+    # The same examples each time, and none fails because the machine was busy with something else for a moment.
+    settings.register_profile("calm", derandomize=True, deadline=None)
+    settings.load_profile("calm")
 
 # As in the engine's process, and before torch is imported: its threads sleep while they wait, or a busy machine
 # makes every small operation many times slower.
@@ -27,6 +36,23 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+class Stopwatch:
+    """Seconds since it was made, but for those for which this process waited for a processor: what a busy machine
+    keeps it from is no fault of its own."""
+
+    def __init__(self) -> None:
+        self._began, self._waited = time.monotonic(), self._waited_seconds()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began - (self._waited_seconds() - self._waited)
+
+    def _waited_seconds(self) -> float:
+        from stream.pulse import waited_seconds  # here, as the server's other parts below
+
+        return waited_seconds(os.getpid())
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
 from stream.catalogue import Catalogue
+from stream.pulse import waited_seconds
 from stream.serve import configuration, listening
 from stream.server import Service
 
@@ -68,7 +69,7 @@ class Player:
         except MediaStreamError:
             pass
 
-    async def frames_there(self, count, seconds=10):
+    async def frames_there(self, count, seconds=30):
         async with asyncio.timeout(seconds):
             while len(self.frames) < count:
                 self._came.clear()
@@ -114,7 +115,7 @@ class Client:
         return await self.http.post(path, content=offer, headers={"Content-Type": "application/sdp", **headers})
 
     async def ready(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await self.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  only HTTP says so
                 await asyncio.sleep(0.01)
 
@@ -123,7 +124,24 @@ async def say(page, **message):
     await page.send(json.dumps(message))
 
 
-async def hear(page, kind, seconds=10):
+async def until(claim, seconds=15):
+    """Wait until it holds, for what is told to no one."""
+    async with asyncio.timeout(seconds):
+        while not claim():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def stands_still(player, seconds=0.5):
+    """Wait until no frame has come for so long."""
+    async with asyncio.timeout(15):
+        while True:
+            before = len(player.frames)
+            await asyncio.sleep(seconds)
+            if len(player.frames) == before:
+                return
+
+
+async def hear(page, kind, seconds=30):
     """The next message of a type."""
     async with asyncio.timeout(seconds):
         while True:
@@ -195,10 +213,18 @@ class Server:
         return found
 
     def end(self, number, seconds=2.0):
-        """Send a signal to the whole group, as a terminal does; what was printed on stderr."""
+        """Send a signal to the whole group, as a terminal does; what was printed on stderr. TimeoutExpired when the
+        server needs longer than `seconds`, but for those for which it waited for a processor."""
+        waited = before = waited_seconds(self.process.pid)
+        began = time.monotonic()
         os.killpg(self.process.pid, number)
-        _, errors = self.process.communicate(timeout=seconds)
-        return errors
+        while True:
+            try:
+                return self.process.communicate(timeout=0.1)[1]
+            except subprocess.TimeoutExpired:
+                waited = max(waited, waited_seconds(self.process.pid))
+                if time.monotonic() - began - (waited - before) > seconds:
+                    raise
 
     def kill(self):
         if self.process.poll() is None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
 import queue
 import threading
@@ -13,6 +12,7 @@ import pytest
 import websockets
 from browser import browser, open_page
 from serving import Player, hear, say, serving
+from serving import until as until_true
 
 from stream import frames
 from stream.codec import LiveEncoder
@@ -67,7 +67,9 @@ async def test_a_world_is_seen_and_steered_over_a_websocket(codecs):
                 if count == 4:
                     await say(page, type="keys", seq=1, held=["l"])
             assert watcher.flags == [KEY] + 23 * [0]
-            assert {after - before for before, after in itertools.pairwise(times)} == {90_000 // 16}
+            steps, pacer = np.diff(times), client.service.hub.find(token).pacer
+            moved = pacer.late + pacer.unfetched  # by a machine that was busy
+            assert np.all(steps >= 90_000 // 16) and np.sum(steps > 90_000 // 16) <= moved
             red, green, _ = image[40].mean(axis=0)
             assert red > green + 60
             applied = await hear(page, "applied")
@@ -83,16 +85,20 @@ async def test_a_viewer_who_answers_no_frame_gets_no_more_and_goes_on_from_there
             pending = [(await watcher.frame())[0] for _ in range(most)]
             with pytest.raises(TimeoutError):
                 await watcher.frame(0.7)
-            made = client.service.hub.find(token).made
+            viewer = client.service.hub.find(token)
+            await until_true(lambda: 4 * viewer.made >= viewer.granted)
+            made = viewer.made
             await asyncio.sleep(0.5)
-            assert client.service.hub.find(token).made == made, "no one looks, so nothing is made"
+            assert viewer.made == made, "no one looks, so nothing is made"
             for pts in pending:
                 await watcher.see(pts)
             await watcher.frame()
+            assert KEY not in watcher.flags[1:]
             await watcher.socket.send('{"type": "key"}')
-            await watcher.frame()
-            await watcher.frame()
-            assert KEY in watcher.flags[-2:] and KEY not in watcher.flags[1:-2]
+            for _ in range(8):  # those that were on their way come first
+                if watcher.flags[-1] != KEY:
+                    await watcher.see((await watcher.frame())[0])
+            assert watcher.flags[-1] == KEY
 
 
 async def test_a_viewer_that_falls_silent_is_noticed_and_a_newer_picture_takes_the_place(monkeypatch):
@@ -119,7 +125,6 @@ async def ended(watcher):
 
 
 async def test_who_says_it_wrong_is_told_what_would_be_right(monkeypatch):
-    monkeypatch.setattr("stream.server.HELLO_SECONDS", 0.3)
     async with serving() as client, client.page() as page:
         token = (await hear(page, "welcome"))["token"]
         for first, then, says in (
@@ -129,6 +134,8 @@ async def test_who_says_it_wrong_is_told_what_would_be_right(monkeypatch):
             ({"type": "watch", "token": token, "codecs": ["VP8"]}, "junk", "for each frame"),
             (None, None, "within 0 seconds"),
         ):
+            if first is None:
+                monkeypatch.setattr("stream.server.HELLO_SECONDS", 0.3)
             async with websockets.connect(f"ws://127.0.0.1:{client.port}/frames") as socket:
                 for text in (first, then):
                     if text is not None:
@@ -174,9 +181,9 @@ async def test_a_full_link_is_sent_less(monkeypatch):
         token = (await hear(page, "welcome"))["token"]
         async with watching(client, token) as watcher:
             await watcher.picture()
-            before = next(iter(client.service._peers.values()))[0].bitrate
-            await asyncio.sleep(1.5)
-            assert next(iter(client.service._peers.values()))[0].bitrate < before / 2
+            ((shown, _),) = client.service._peers.values()
+            before = shown.bitrate
+            await until_true(lambda: shown.bitrate < before / 2)
 
 
 @pytest.fixture
@@ -205,6 +212,12 @@ window.RTCPeerConnection = class extends RTCPeerConnection {
 const real = window.setTimeout;
 window.setTimeout = (work, ms, ...all) => real(work, ms === 4000 ? 1000 : ms, ...all); // it need not hope for so long
 """
+# How wide the canvas is when the page first says that the world is there: 300 before any frame.
+WIDTH_AT_LIVE = """
+addEventListener("DOMContentLoaded", () => new MutationObserver(() => {
+  if (document.documentElement.dataset.state === "live") window.widthAtLive ??= document.getElementById("canvas").width;
+}).observe(document.documentElement, { attributes: true, attributeFilter: ["data-state"] }));
+"""
 COLOUR = """() => {
   const { data } = document.getElementById("canvas").getContext("2d").getImageData(0, 80, 160, 1);
   const pixels = Array.from({ length: 160 }, (_, x) => [...data.slice(4 * x, 4 * x + 3)]);
@@ -214,7 +227,7 @@ COLOUR = """() => {
 
 def until(page, claim):
     """The page's own policy allows no wait_for_function."""
-    for _ in range(160):
+    for _ in range(400):
         if claim():
             return
         page.wait_for_timeout(50)
@@ -226,11 +239,12 @@ def test_where_webrtc_finds_no_way_the_page_takes_the_websocket_by_itself_and_sa
     page = browser.new_context().new_page()
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.add_init_script(NO_UDP)
+    page.add_init_script(NO_UDP + WIDTH_AT_LIVE)
     page.goto(f"{address}/?prompt=red")
     page.wait_for_selector("html[data-state=live]", timeout=15_000)
     assert "WebRTC found no way" in page.get_attribute("#way", "title") and page.is_visible("#way")
     assert page.is_visible("#canvas") and page.is_hidden("#video")
+    assert page.evaluate("widthAtLive") == 160, "there is no world before its picture"
     red, green, blue = page.evaluate(COLOUR)
     assert red > green + 60 and red > blue + 60
     until(page, lambda: float(page.inner_text("#fps").replace("–", "0")) > 12)
@@ -244,7 +258,7 @@ def test_where_webrtc_finds_no_way_the_page_takes_the_websocket_by_itself_and_sa
     page.press("#prompt", "Enter")
     until(page, lambda: page.evaluate(COLOUR)[1] > page.evaluate(COLOUR)[0] + 60)
     page.goto(f"{address}/?prompt=blue&via=ws")
-    page.wait_for_selector("html[data-state=live]", timeout=4000)
+    page.wait_for_selector("html[data-state=live]", timeout=15_000)
     assert "via=ws" in page.get_attribute("#way", "title") and not faults
     page.context.close()
 

@@ -24,8 +24,11 @@ export class Media {
     this.#video = video;
     this.#handlers = handlers;
     const onframe = (now, frame) => {
-      this.#stall.beat();
-      handlers.frame(now, frame);
+      // Chromium shows a black frame of its own when a connection is closed: that is no picture.
+      if (this.#peer?.connectionState === "connected") {
+        this.#stall.beat();
+        handlers.frame(now, frame);
+      }
       video.requestVideoFrameCallback(onframe);
     };
     video.requestVideoFrameCallback(onframe);
