@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ceiling = product_tflops(preset, device, dtype)
     backends = available_backends()
-    print(f"ceiling: a matrix product runs at {ceiling:.1f} TFLOP/s", flush=True)
+    print(f"ceiling: a matrix product runs at {_short(ceiling)} TFLOP/s", flush=True)
     print("cannot run here: " + ("; ".join(f"{n}: {why}" for n, why in backends.items() if why) or "none"), flush=True)
-    result = {"benchmark": "attention", **machine.facts(), "preset": preset.name, "product_tflops": round(ceiling, 1)}
+    result = {"benchmark": "attention", **machine.facts(), "preset": preset.name, "product_tflops": _short(ceiling)}
     result["rows"] = []
     for queries, keys in lengths(preset):
         result["rows"].append(row := measure(preset, queries, keys, device, dtype))
@@ -78,7 +78,12 @@ def _measured(name: str, qkv: tuple[Tensor, Tensor, Tensor], expected: Tensor) -
         return {"failed": f"{type(error).__name__} {str(error)[:160]}"}
     work = 4 * q.shape[1] * k.shape[1] * q.shape[2] * q.shape[3]
     error = float((made - expected).norm() / expected.norm())
-    return {"ms": round(1000 * spent, 4), "tflops": round(work / spent / 1e12, 3), "error": f"{error:.1e}"}
+    return {"ms": round(1000 * spent, 4), "tflops": _short(work / spent / 1e12), "error": f"{error:.1e}"}
+
+
+def _short(number: float) -> float:
+    """Three digits, wherever they begin: a slow CPU's rates are not nothing."""
+    return float(f"{number:.3g}")
 
 
 def product_tflops(preset: Preset, device: torch.device, dtype: torch.dtype) -> float:

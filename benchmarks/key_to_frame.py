@@ -158,8 +158,9 @@ class Stage:
 
     def _deliver(self, event: Event) -> None:
         match event:
-            case Chunk(session) if session in self._screens:
-                self._screens[session].put(event)
+            case Chunk(session):
+                if screen := self._screens.get(session):  # once, for look() may change them meanwhile
+                    screen.put(event)
             case Ready() | Died() | Refused() | Ended() | Progress():
                 self._events.put(event)
 

@@ -67,7 +67,12 @@ def _cores() -> int:
 def _git(*arguments: str) -> str:
     try:
         made = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+            # No lock for the sake of speed: somebody may commit meanwhile.
+            ["git", "--no-optional-locks", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
         )
     except OSError:
         return ""

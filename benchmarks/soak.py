@@ -219,7 +219,7 @@ async def sample(pid: int, record: Record) -> None:
 async def kill_once(pid: int, record: Record, after: float) -> None:
     """End the engine as the kernel does when memory is short."""
     await asyncio.sleep(after)
-    engine = record.samples["engine"][-1]["pid"]
+    engine = engine_of(pid)
     record.killed = time.monotonic()
     os.kill(engine, signal.SIGKILL)
     print(f"the engine was killed after {after:.0f} s", flush=True)

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import machine
 
 CHILD = "CHUNKCAST_STARTED"
-"""In the environment of a started process: when that was, seconds of time.time()."""
+"""In the environment of a started process: when that was, seconds of time.monotonic(), which processes share."""
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 COPIED = 2**28
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def start(arguments: list[str], caches: Path) -> dict[str, Any]:
     """One process from its start to its end; SystemExit where it fails."""
     own = {name: str(caches / name.lower()) for name in CACHES}
-    environment = {**os.environ, **own, CHILD: repr(time.time())}
+    environment = {**os.environ, **own, CHILD: repr(time.monotonic())}
     command = [sys.executable, "-m", "benchmarks.start", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -61,7 +61,7 @@ def started(options: argparse.Namespace, begun: float) -> dict[str, Any]:
 
     from pipeline.engine import build
 
-    times = {"imported": time.time()}
+    times = {"imported": time.monotonic()}
     engine = build(
         options.preset,
         options.weights,
@@ -74,13 +74,13 @@ def started(options: argparse.Namespace, begun: float) -> dict[str, Any]:
     )
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
-    times["loaded"] = time.time()
+    times["loaded"] = time.monotonic()
     world = engine.prewarm()
-    times["ready"] = time.time()
+    times["ready"] = time.monotonic()
     found = {f"{name}_seconds": round(at - begun, 2) for name, at in times.items()}
     weights = sum(each.nbytes for each in engine._model.parameters())
     copy = weights / copy_rate(engine.device)
-    return found | {"copy_seconds": round(copy, 2), "weights_gb": round(weights / 1e9, 2), "schedule": world.schedule}
+    return found | {"copy_seconds": round(copy, 4), "weights_gb": round(weights / 1e9, 2), "schedule": world.schedule}
 
 
 def copy_rate(device: Any) -> float:

@@ -161,8 +161,11 @@ def usage(pid: int) -> dict[str, float]:
 
 
 def engine_of(pid: int) -> int:
-    """The process id of a server's engine: its child with the most memory."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = {child for task in tasks for child in task.read_text().split()} | set(children)
-    return max(map(int, children), key=lambda child: usage(child)["mb"])
+    """The process id of a server's engine: its child with the most memory. ValueError where it has none."""
+    held = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that ends meanwhile
+            for child in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(OSError, KeyError):  # and a child that does, or has no memory any more
+                    held[child] = usage(child)["mb"]
+    return max(held, key=lambda child: held[child])
