@@ -1,13 +1,12 @@
 """stream/api.py: sessions over HTTP, with the fake engine in its real process."""
 
-import asyncio
 import json
 import sys
 from dataclasses import replace
 
 import pytest
 from fastapi.openapi.models import OpenAPI
-from serving import OTHERS, Player, hear, say, serving, watch
+from serving import OTHERS, Player, hear, say, serving, until, watch
 
 from pipeline.chunk import Session, World
 from pipeline.presets import find_preset
@@ -96,9 +95,7 @@ async def test_a_parked_session_is_read_fetched_and_deleted_by_its_token(client,
         await watch(client, player, made["token"])
         await say(page, type="park")
         await hear(page, "parked")
-    async with asyncio.timeout(5):
-        while client.service.hub.find(made["token"]):  # noqa: ASYNC110  it is told to no one
-            await asyncio.sleep(0.02)
+    await until(lambda: not client.service.hub.find(made["token"]))
     described = (await read(client, made)).json()
     assert (described["state"], described["seed"]) == ("parked", 7) and described["chunks"] >= 2
     assert (await read(client, made, "/file")).status_code == 200

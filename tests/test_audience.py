@@ -1,12 +1,11 @@
 """Those who watch somebody's world by a link: stream/audience.py in the hub, and over real sockets."""
 
-import asyncio
 import contextlib
 
 import numpy as np
 import pytest
 import websockets
-from serving import Player, hear, say, serving, watch
+from serving import Player, hear, say, serving, until, watch
 from test_hub import WORLD, Drawer, FakeWorker, Page, pass_time
 
 from stream import protocol, worker
@@ -182,9 +181,3 @@ async def test_a_server_that_ends_tells_those_who_watch():
             await hear(socket, "live")
             await client.service.drain()
             assert (await hear(socket, "ended"))["reason"] == OVER
-
-
-async def until(claim, seconds=5):
-    async with asyncio.timeout(seconds):
-        while not claim():  # noqa: ASYNC110  it is told to no one
-            await asyncio.sleep(0.05)

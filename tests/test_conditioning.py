@@ -1,6 +1,7 @@
 """A viewer's picture: whatever is sent becomes a tensor or a sentence; and its latents, chunk by chunk."""
 
 import dataclasses
+import gc
 import io
 import struct
 import warnings
@@ -28,6 +29,7 @@ CLIP = 81
 
 @pytest.fixture(autouse=True)
 def no_warnings():
+    gc.collect()  # what earlier tests left open warns here, and not of a picture
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield

@@ -10,11 +10,11 @@ from pipeline.cores import Shares, available_cores
 
 
 def test_the_items_are_worked_on_at_the_same_time_and_none_waits_for_a_slower_one():
-    together, taken = threading.Barrier(2, timeout=10), threading.Event()
+    together, taken = threading.Barrier(2, timeout=60), threading.Event()
 
     def work(item):
         together.wait()
-        assert item == 1 or taken.wait(10)
+        assert item == 1 or taken.wait(60)
         return 10 * item
 
     shares = Shares(2)
@@ -36,7 +36,7 @@ def test_each_share_has_its_part_of_the_cores_also_when_it_is_alone():
 def test_shares_at_work_at_the_same_time_are_on_cores_of_their_own():
     if available_cores() < 2:
         pytest.skip("needs two cores")
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
 
     def cores(_):
         together.wait()

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 import websockets
-from serving import HELLO, Player, hear, say, serving
+from serving import HELLO, Player, hear, say, serving, until
 from starlette.websockets import WebSocket
 from test_api import bearer
 
@@ -65,9 +65,7 @@ async def test_a_page_too_many_is_told_why_and_a_picture_too_many_is_429():
             offer = await player.offer()
             refused = await client.post(f"/whep?session={token}", offer, **address("203.0.113.7"))
             assert refused.status_code == 429 and "retry-after" in refused.headers
-        async with asyncio.timeout(5):
-            while client.service.doors.open > 1:  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.02)
+        await until(lambda: client.service.doors.open <= 1)
         answer = await client.post(f"/whep?session={token}", offer, **address("203.0.113.7"))
         assert answer.status_code == 201 and client.service.doors.open == 2
         await client.http.delete(answer.headers["location"])
@@ -98,18 +96,18 @@ async def until_closed(port, sent):
     for part in sent:
         writer.write(part)
         await asyncio.sleep(0.2)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(5):
         await reader.read()
     writer.close()
 
 
 async def test_a_connection_whose_request_never_comes_is_closed(monkeypatch):
-    monkeypatch.setattr(doors, "HEAD_SECONDS", 0.5)
     async with serving() as client:
+        monkeypatch.setattr(doors, "HEAD_SECONDS", 0.8)
         await asyncio.gather(*(until_closed(client.port, sent) for sent in SENT))
         async with client.page() as page:
             await hear(page, "live")
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(1.2)
             await say(page, type="leave")
             await hear(page, "ended")
 
@@ -122,7 +120,7 @@ async def test_a_body_that_never_comes_is_answered_408(monkeypatch):
             reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\nv=0"
             writer.write(head.encode())
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(8):  # without that, it would be 10
                 assert b" 408 " in await reader.readline()
             writer.close()
 
@@ -188,6 +186,7 @@ async def test_a_server_ends_after_its_pages_were_told_why(client, monkeypatch):
         closed.append(socket)
 
     monkeypatch.setattr(WebSocket, "close", slow)
+    monkeypatch.setattr("stream.server.LAST_WORDS_SECONDS", 30)
     async with client.page() as page, websockets.connect(f"ws://127.0.0.1:{client.port}/ws"):
         await hear(page, "live")
         await client.service.drain()

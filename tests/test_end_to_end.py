@@ -4,13 +4,12 @@ import base64
 import contextlib
 import io
 import itertools
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -23,7 +22,7 @@ __all__ = ["browser"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
-SERVE = (sys.executable, "-m", "stream", "serve", "--slots", "2")
+SERVE = (sys.executable, "-m", "stream", "serve", "--slots", "2", "--port", "0")
 READY_SECONDS = 90
 STATE_MS = 20_000
 DESERT, FOREST, MEADOW = "a desert with columns at noon", "a forest at night", "a meadow at noon"
@@ -61,39 +60,44 @@ window.rate = async (seconds) => {
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def is_ready(address: str) -> bool:
+def ready_at(said: str) -> str | None:
+    """The address of a server that has said this so far, once it is ready there."""
+    told = re.search(r"http://localhost:\d+", said)
     try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=2) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+        with urllib.request.urlopen(f"{told[0]}/readyz", timeout=2) as response:
+            return told[0] if response.status == 200 else None
+    except (TypeError, OSError):  # it has said nothing yet, or is not ready
+        return None
 
 
-@pytest.fixture(scope="module")
-def world():
-    """The address of a service that is ready; it is ended as a user would end it, with Ctrl-C."""
-    port = free_port()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([*SERVE, "--port", str(port)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+@contextlib.contextmanager
+def served():
+    """A service that is ready: its address, and what it said. It is ended as a user would end it, with Ctrl-C."""
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(SERVE, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            address, limit = f"http://localhost:{port}", time.monotonic() + READY_SECONDS
-            while not is_ready(address):
+            limit = time.monotonic() + READY_SECONDS
+            while (address := ready_at(said := Path(log.name).read_text())) is None:
                 if process.poll() is not None or time.monotonic() > limit:
-                    log.seek(0)
-                    pytest.fail(f"the service is not ready after {READY_SECONDS} s; it said: {log.read()[-2000:]}")
+                    pytest.fail(f"the service is not ready after {READY_SECONDS} s; it said: {said[-2000:]}")
                 time.sleep(0.2)
-            yield address
+            yield address, Path(log.name).read_text()
         finally:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The address of a service for two viewers: one that measures itself while others take the cores lets in fewer."""
+    for _ in range(4):
+        with served() as (address, said):
+            if "2 viewers at once" in said:
+                yield address
+                return
+    pytest.fail(f"this machine is too slow, or too busy, for two viewers: {said[-2000:]}")
 
 
 @pytest.fixture
@@ -165,7 +169,7 @@ def test_two_viewers_see_their_own_worlds_move_at_full_rate(visit):
     first, second = visit(DESERT), visit(FOREST)
     for page in (first, second):
         wait_until_live(page)
-    for _ in range(3):  # other programs may take the cores for a moment; a world that is too slow fails each time
+    for _ in range(6):  # other programs may take the cores for a moment; a world that is too slow fails each time
         for page in (first, second):
             page.evaluate("void (window.measured = rate(5))")
         rates = [page.evaluate("measured") for page in (first, second)]
@@ -183,10 +187,13 @@ def test_holding_l_turns_right_so_that_the_picture_moves_left(visit):
     wait_until_live(page)
     assert abs(np.median(shifts(page, 12))) <= 1, "nothing is held, nothing turns"
     page.keyboard.down("l")
-    page.wait_for_selector("#latency:not([hidden])", state="attached", timeout=5000)  # a frame that obeys was shown
-    turning = shifts(page)
+    page.wait_for_selector("#latency:not([hidden])", state="attached", timeout=STATE_MS)  # a frame that obeys was shown
+    for _ in range(3):  # a busy machine may spoil one
+        turning = shifts(page)
+        if turns_right := np.median(turning) <= -2 and (turning < 0).mean() > 0.6:
+            break
     page.keyboard.up("l")
-    assert np.median(turning) <= -2 and (turning < 0).mean() > 0.6, turning
+    assert turns_right, turning
     assert any(abs(np.median(shifts(page, 12))) <= 1 for _ in range(4)), "let go, it stands"
     assert page.locator("#latency:not([hidden])").count()  # known; a page this small has no room for it
     assert 0 < float(page.text_content("#latency-ms")) < 3000
@@ -201,7 +208,7 @@ def test_a_new_prompt_changes_the_picture_of_the_same_session(visit):
     still = difference(before, picture(page))
     page.fill("#prompt", FOREST)
     page.press("#prompt", "Enter")
-    for _ in range(30):
+    for _ in range(100):
         page.wait_for_timeout(100)
         if (changed := difference(before, picture(page))) > max(10, 3 * still):
             break

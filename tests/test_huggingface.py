@@ -43,9 +43,10 @@ def hub():
 def resolve(place, parts, home, url="http://127.0.0.1:9", **more):
     """What resolve() gives or raises, in a process whose huggingface_hub knows only this hub and this cache."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = {**clean, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **more}
+    environment = {**clean, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **more}
     command = [sys.executable, "-c", RESOLVE, place, parts]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

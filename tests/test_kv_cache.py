@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.kv_cache import KVCache, sink_beside_chunk
@@ -71,7 +71,7 @@ def streams(draw):
     return window, sink, draw(st.integers(1, 3)), chunks
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(streams())
 def test_the_ring_gives_what_a_cache_that_moves_its_rows_gives(stream):
     window, sink, tokens, chunks = stream

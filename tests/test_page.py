@@ -1,10 +1,12 @@
 """The page in a real Chromium; the server is a script and the picture a canvas (tests/studio.js)."""
 
+import itertools
 import re
+import statistics
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from browser import HOST, browser, open_page
+from browser import HOST, WAIT_MS, browser, open_page
 
 __all__ = ["browser"]
 
@@ -44,7 +46,7 @@ def live(visit):
 
 
 def wait_for_state(page, state):
-    page.wait_for_function("state => document.documentElement.dataset.state === state", arg=state, timeout=8000)
+    page.wait_for_function("state => document.documentElement.dataset.state === state", arg=state, timeout=WAIT_MS)
 
 
 def stats(script, **changes):
@@ -104,8 +106,11 @@ def test_a_held_key_is_sent_lights_up_is_repeated_and_let_go(live):
     page.keyboard.down("l")
     script.wait(lambda: held(script) == ["l", "w"], "both keys are sent as held")
     assert pressed(page) == "lw"
-    count = len(script.of("keys"))
-    script.wait(lambda: len(script.of("keys")) >= count + 3, "held keys are sent again", limit_ms=1000)
+    count, before = len(script.of("keys")), len(script.messages)
+    script.wait(lambda: len(script.of("keys")) >= count + 5, "held keys are sent again")
+    assert {message["type"] for message in script.messages[before:]} == {"keys"}
+    gaps = [later - one for one, later in itertools.pairwise(script.times[before:])]
+    assert statistics.median(gaps) < 0.33, "three times before the server lets go of them"
     repeats = script.of("keys")[count:]
     assert all(message["held"] == ["l", "w"] for message in repeats)
     assert len({message["seq"] for message in repeats}) == 1
@@ -150,7 +155,7 @@ def test_two_quick_taps_hold_the_key_once_and_let_it_go(live):
     page, script = live()
     page.keyboard.press("w")
     page.keyboard.press("w")
-    script.wait(lambda: held(script) == [], "the taps end", limit_ms=1500)
+    script.wait(lambda: pressed(page) == "", "the taps end")
     page.wait_for_timeout(300)
     assert held(script) == [] and pressed(page) == ""
 
@@ -205,7 +210,7 @@ def test_keys_are_released_when_the_page_loses_the_keyboard(live, event):
     page.keyboard.down("w")
     script.wait(lambda: held(script) == ["w"], "the key is held")
     page.evaluate(event.replace("hidden", "new Event('visibilitychange')"))
-    script.wait(lambda: held(script) == [], "the key is released", limit_ms=1000)
+    script.wait(lambda: held(script) == [], "the key is released")
     assert pressed(page) == ""
 
 
@@ -271,10 +276,12 @@ def test_the_viewer_need_not_wait_for_the_next_try(live):
     page, script = live()
     script.reachable = False
     script.drop()
-    script.wait(lambda: script.connections >= 3, "two tries have failed")
+    script.wait(
+        lambda: script.connections >= 4, "three tries have failed"
+    )  # the next one comes after 3 seconds or more
     script.reachable = True
     page.click("#veil-action")
-    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back at once", limit_ms=1000)
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back at once", limit_ms=2000)
 
 
 def test_an_ended_session_says_why_and_begins_again(live):
@@ -303,7 +310,7 @@ def test_a_picture_that_stands_still_is_fetched_again(live):
     }""")
     page.wait_for_timeout(200)  # the next frame sets the timer anew
     page.evaluate("studio.drawing = false")
-    page.wait_for_function("studio.requests.filter(one => one.startsWith('POST')).length === 2", timeout=15_000)
+    page.wait_for_function("studio.requests.filter(one => one.startsWith('POST')).length >= 2")
     assert page.evaluate("studio.requests[1]") == "DELETE /whep/1", "the old one is given back first"
     page.evaluate("studio.drawing = true")
     wait_for_state(page, "live")
@@ -664,7 +671,7 @@ def test_leaving_the_page_gives_the_slot_back_at_once(live):
 def test_a_page_that_is_loaded_again_goes_on_with_the_world_that_was_walked_in(live):
     page, script = live()
     page.keyboard.press("w")
-    script.wait(lambda: held(script) == ["w"], "the viewer walks")
+    script.wait(lambda: ["w"] in [message["held"] for message in script.of("keys")], "the viewer walks")
     page.evaluate("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
     script.wait(lambda: script.of("park"), "the place is given back and the world is kept")
     page.reload()
@@ -752,7 +759,7 @@ def test_when_the_network_is_another_one_the_page_comes_back_with_its_token_and_
     page, script = live()
     page.context.set_offline(True)
     page.context.set_offline(False)
-    script.wait(lambda: len(script.of("hello")) == 2, "it opens another connection at once", limit_ms=1000)
+    script.wait(lambda: len(script.of("hello")) == 2, "it opens another connection at once", limit_ms=3000)
     assert script.of("hello")[1]["token"] == "secret"
     script.live()
     page.wait_for_function("studio.requests.map(one => one.split(' ')[0]).join() === 'POST,DELETE,POST'")

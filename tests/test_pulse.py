@@ -72,7 +72,7 @@ def waited_asleep():
 
 def test_threads_that_share_a_processor_wait_and_one_that_sleeps_does_not():
     cores = os.sched_getaffinity(0)
-    assert min(waited_asleep() for _ in range(5)) < 0.04, "were sleep counted, it would be 0.05 each time"
+    assert any(waited_asleep() < 0.04 for _ in range(50)), "were sleep counted, it would be 0.05 each time"
     end, before = time.monotonic() + 0.6, waited_seconds(os.getpid())
     threads = [threading.Thread(target=crowd, args=(min(cores), end)) for _ in range(2)]
     for thread in threads:

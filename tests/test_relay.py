@@ -98,7 +98,7 @@ async def test_datagrams_go_both_ways_through_a_relay_each_with_the_delay(echo):
     began = loop.time()
     for number in range(3):
         transport.sendto(str(number).encode())
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         assert [await page.heard.get() for _ in range(3)] == [b"echo 0", b"echo 1", b"echo 2"]
     assert loop.time() - began >= 0.06
     transport.close()
@@ -119,7 +119,7 @@ async def test_an_answer_leads_to_the_relay_alone_and_tcp_goes_through_it_whole(
         reader, writer = await asyncio.open_connection("127.0.0.1", int(link.address.rpartition(":")[2]))
         sent = random.Random(1).randbytes(100_000)
         writer.write(sent)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await reader.read(-1) == sent
         writer.close()
     server.close()

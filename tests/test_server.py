@@ -7,9 +7,11 @@ import signal
 
 import pytest
 import websockets
-from serving import HELLO, Player, hear, say, serving, watch
+from conftest import Stopwatch
+from serving import HELLO, Player, hear, say, serving, stands_still, until, watch
 
 from stream import serve
+from stream.hub import GRACE_SECONDS
 from stream.server import FLOOD
 
 
@@ -120,14 +122,14 @@ async def test_who_closes_as_browsers_close_a_page_has_left_and_frees_the_slot_a
         async with client.page() as page:
             token = (await hear(page, "welcome"))["token"]
             await page.close(code)
-        async with asyncio.timeout(2):  # far less than the grace of a connection that breaks
-            while client.service.hub.find(token):  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.02)
+        # In far less than the grace of a connection that breaks.
+        await until(lambda token=token: not client.service.hub.find(token), GRACE_SECONDS / 3)
     async with client.page() as page:
         token = (await hear(page, "welcome"))["token"]
         await page.close(3000)
-    await asyncio.sleep(0.2)
-    assert client.service.hub.find(token) is not None, "this one broke off"
+    viewer = client.service.hub.find(token)
+    await until(lambda: viewer.session.lost_at is not None)
+    assert client.service.hub.find(token) is viewer, "this one broke off"
 
 
 async def test_what_is_said_after_a_park_in_one_breath_changes_nothing(player, tmp_path):
@@ -138,9 +140,7 @@ async def test_what_is_said_after_a_park_in_one_breath_changes_nothing(player, t
             await page.send(message)
         await hear(page, "parked")
         await page.wait_closed()
-        async with asyncio.timeout(5):
-            while client.service.hub.find(token):  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.02)
+        await until(lambda: not client.service.hub.find(token))
         await asyncio.to_thread(client.service.archive.flush)
         assert client.service.archive.get(token) is not None
 
@@ -181,24 +181,22 @@ def broken(client, page, how):
 async def test_however_the_engine_ends_a_world_goes_on_with_the_picture_it_had(client, player, monkeypatch, how):
     monkeypatch.setattr("stream.hub.KEEP_SECONDS", 0.3)
     monkeypatch.setattr("stream.runs.KEEP_SECONDS", 0.3)
-    clock, other = asyncio.get_running_loop().time, Player()
+    other = Player()
     async with client.page() as page, client.page(prompt="green") as guilty:
         token, its = (await hear(page, "welcome"))["token"], (await hear(guilty, "welcome"))["token"]
         await walked(page, player, client, token)
         await watch(client, other, its)
         viewer = client.service.hub.find(token)
-        async with asyncio.timeout(10):
-            while viewer.session.data is None:  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.05)
-        kept, shown, began = viewer.session.data.chunk, len(player.frames), clock()
+        await until(lambda: viewer.session.data is not None)
+        kept, shown, stopwatch = viewer.session.data.chunk, len(player.frames), Stopwatch()
         await broken(client, guilty, how)
         queued = await hear(page, "queued")
-        noticed = clock() - began
+        noticed = stopwatch.seconds
         assert queued["restoring"] and "starting again" in queued["reason"]
         await hear(page, "live")
         await say(page, type="keys", seq=2, held=["j"])
         applied = await hear(page, "applied")
-        print(f"{how}: noticed after {noticed:.2f} s, picture after {clock() - began:.2f} s")
+        print(f"{how}: noticed after {noticed:.2f} s, picture after {stopwatch.seconds:.2f} s")
         assert noticed < 2.5 and applied["seq"] == 2 and applied["chunk"] >= kept > 0
         await player.frames_there(shown + 4)
     await other.connection.close()
@@ -221,10 +219,7 @@ async def test_a_paused_world_stands_still_and_goes_on(client, player):
         await watch(client, player, token)
         await say(page, type="pause", seq=1)
         stopped = (await hear(page, "paused"))["chunk"]
-        await asyncio.sleep(1)
-        frames = len(player.frames)
-        await asyncio.sleep(0.5)
-        assert len(player.frames) == frames
+        await stands_still(player)
         await say(page, type="unpause", seq=2)
         assert (await hear(page, "applied"))["chunk"] == stopped
 
@@ -254,15 +249,13 @@ async def test_the_page_and_only_the_page_is_served(client):
 async def test_a_page_that_vanishes_without_a_word_is_noticed_within_five_seconds(monkeypatch):
     assert serve.PING_SECONDS + serve.PONG_SECONDS <= 5
     monkeypatch.setattr(serve, "PING_SECONDS", 0.3)
-    monkeypatch.setattr(serve, "PONG_SECONDS", 0.8)
+    monkeypatch.setattr(serve, "PONG_SECONDS", 1.5)  # longer than a busy machine may hold up an answer
     async with serving() as client, client.page() as page:
         viewer = client.service.hub.find((await hear(page, "welcome"))["token"])
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(2)
         assert viewer.session.lost_at is None, "who answers stays"
         page.transport.pause_reading()
-        async with asyncio.timeout(6):
-            while viewer.session.lost_at is None:  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.05)
+        await until(lambda: viewer.session.lost_at is not None, 6)
         page.transport.abort()  # or its own end waits for words that it does not read
 
 
@@ -272,8 +265,6 @@ async def test_a_server_that_keeps_no_worlds_says_so_when_it_closes(client, play
     async with client.page() as page:
         token = (await hear(page, "welcome"))["token"]
         await walked(page, player, client, token)
-        async with asyncio.timeout(10):
-            while client.service.hub.find(token).session.data is None:  # noqa: ASYNC110  it is told to no one
-                await asyncio.sleep(0.05)
+        await until(lambda: client.service.hub.find(token).session.data is not None)
         await client.service.drain()
         assert (await hear(page, "ended"))["reason"].endswith("It keeps no worlds, so this one is over.")

@@ -142,9 +142,9 @@ def test_a_denial_takes_back_what_was_said_before_and_nothing_else():
 )
 def test_odd_input_changes_nothing_and_takes_no_time(prompt):
     def seconds():
-        begun = time.perf_counter()
+        begun = time.thread_time()  # what a busy machine keeps from us does not count
         assert understand(prompt).scene == scene.DEFAULT
-        return time.perf_counter() - begun
+        return time.thread_time() - begun
 
     assert min(seconds() for _ in range(3)) < 0.1
 
@@ -153,9 +153,9 @@ def test_odd_input_changes_nothing_and_takes_no_time(prompt):
 def test_the_longest_prompt_is_read_in_about_a_millisecond(word):
     prompt, times = (f"{word} " * 250)[:500], []
     for _ in range(50):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         understand(prompt)
-        times.append(time.perf_counter() - begun)
+        times.append(time.thread_time() - begun)
     assert min(times) < 0.003
 
 

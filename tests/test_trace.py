@@ -1,7 +1,7 @@
 """stream/trace.py: what a server with --mark knows of each frame's way."""
 
 import numpy as np
-from serving import hear, say, serving
+from serving import hear, say, serving, until
 
 from pipeline.chunk import Chunk
 from stream.doors import Doors
@@ -76,6 +76,11 @@ def test_frames_that_no_one_fetches_are_forgotten():
     assert trace.since(0)["count"] == 0 and len(trace._on_way) == REMEMBERED
 
 
+def mark_of(seen):
+    """The mark in a player's frame; one that cannot be read obeys nothing."""
+    return read(seen[1].to_ndarray(format="rgb24")) or Mark(0, 0, 0)
+
+
 async def test_a_server_with_marks_tells_the_way_of_what_a_viewer_saw_and_others_tell_nothing(client, player):
     assert (await client.http.get("/mark")).status_code == 404
     async with serving(marks=True, doors=Doors(token="s3cret-s3cret-s3cret")) as guarded:
@@ -90,13 +95,14 @@ async def test_a_server_with_marks_tells_the_way_of_what_a_viewer_saw_and_others
         await player.frames_there(4)
         await say(page, type="keys", seq=1, held=["l"])
         await hear(page, "applied")
+        await until(lambda: mark_of(player.frames[-1]).sequence == 1)
         await player.frames_there(len(player.frames) + 4)
-        marks = [read(frame.to_ndarray(format="rgb24")) for _, frame in player.frames]
+        marks = [mark_of(frame) for frame in player.frames]
         told = (await marked.http.get("/mark")).json()
         session, sequence, came = told["controls"][0]
         assert (session, sequence) == (welcome["session"], 1)
         ways = {way.frame: way for way in (FrameTimes(*way) for way in told["frames"])}
-        first = next(mark for mark in marks if mark and mark.sequence == 1)
+        first = next(mark for mark in marks if mark.sequence == 1)
         assert ways[first.frame].sequence == 1 and ways[first.frame].chunk == first.chunk
         picture = await marked.http.get(f"/mark/{session}.1/0")
         assert len(picture.content) == 160 * 96 * 3

@@ -8,7 +8,7 @@ import tempfile
 import pytest
 from fake_engine import HEIGHT, WIDTH, corner
 from PIL import Image
-from serving import Player, hear, say, serving, watch
+from serving import Player, hear, say, serving, until, watch
 from test_client import frames_of, url
 
 from stream import protocol, upload
@@ -89,12 +89,6 @@ async def test_a_world_that_does_not_know_pictures_asks_for_words():
         assert "does not know what a picture shows" in (await hear(page, "error"))["message"]
 
 
-async def until(claim, seconds=5):
-    async with asyncio.timeout(seconds):
-        while not claim():  # noqa: ASYNC110  it is told to no one
-            await asyncio.sleep(0.05)
-
-
 async def test_what_is_no_picture_is_said_to_be_none_and_the_world_goes_on(monkeypatch):
     monkeypatch.setattr("stream.viewer.PICTURES_AT_ONCE", 4)
     async with serving() as client, client.page() as page:
@@ -132,7 +126,7 @@ async def test_a_picture_that_is_cut_short_by_a_broken_connection_is_no_error_of
         writer.write(f"{head}Authorization: Bearer {welcome['token']}\r\nContent-Length: 1000\r\n\r\nabc".encode())
         await until(lambda: client.service.hub.find(welcome["token"]).pictures._tokens < 3)
         writer.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while (await send(client, welcome, encoded())).status_code != 200:  # noqa: ASYNC110  only HTTP says so
                 await asyncio.sleep(0.05)
     assert "Traceback" not in capsys.readouterr().err

@@ -70,10 +70,10 @@ async def test_patch_answers_as_the_draft_says(client, player):
 
 
 async def test_an_offer_that_never_connects_gives_its_slot_back(client, player, monkeypatch):
-    monkeypatch.setattr("stream.webrtc.CONNECT_SECONDS", 0.5)
     location = (await client.post("/whep", await player.offer())).headers["location"]
     assert "chunkcast_viewers 1.0" in (await client.http.get("/metrics")).text
-    async with asyncio.timeout(3):
+    monkeypatch.setattr("stream.webrtc.CONNECT_SECONDS", 0.5)
+    async with asyncio.timeout(8):  # without that, it would be 10
         while "chunkcast_viewers 0.0" not in (await client.http.get("/metrics")).text:  # noqa: ASYNC110  only HTTP says so
             await asyncio.sleep(0.1)
     assert (await patch(client, location, "")).status_code == 404
