@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.tiny_measures import directions, share
-from benchmarks.tiny_truth import Truth, fingerprint, motion, moved
+from benchmarks.tiny_truth import REPORT_SECONDS, Truth, fingerprint, motion, moved
 from pipeline.tiny.clips import OWN_THINGS, PITCH_LIMIT
 from pipeline.tiny.landscape import HOURS, PERIOD, PLACES, WEATHERS
 from pipeline.tiny.text import KINDS
@@ -34,7 +34,6 @@ HELD_OUT_SHARE = 20
 ATTRIBUTES = ("place", "thing", "hour", "weather")
 NAMES = {"place": list(PLACES), "hour": list(HOURS), "weather": list(WEATHERS)}
 JUDGED_AT_ONCE = 512
-REPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ SMALL = (HEIGHT // REDUCTION, WIDTH // REDUCTION)
 LAST_PHASE = PHASES - 1
 RAYS_AT_ONCE = {"cuda": 64 * 2 * HEIGHT * 2 * WIDTH, "cpu": HEIGHT // 2 * WIDTH // 2}
 """A GPU is filled by a batch as training draws it, a CPU's cache by one small picture."""
-REPORT_SECONDS = 10.0
+REPORT_SECONDS = 5.0
 
 
 def draw_quickly(device: torch.device) -> None:

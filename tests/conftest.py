@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,12 @@ class Stopwatch:
         from stream.pulse import waited_seconds  # here, as the server's other parts below
 
         return waited_seconds(os.getpid())
+
+
+def shared_memory() -> set[str]:
+    """The pieces that have a name; a browser's, which others may run beside this, are not ours."""
+    names = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else ()
+    return {name for name in names if "chrom" not in name.lower()}
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import socket
 import ssl
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from conftest import shared_memory
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,12 +22,6 @@ from stream.__main__ import _parser, engine_options, main, media_options
 from stream.ice import Reach
 from stream.protocol import IceServer
 from stream.webrtc import Media
-
-
-def shared_memory():
-    """The pieces that have a name; a browser's, which others may run beside this, are not ours."""
-    names = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else ()
-    return {name for name in names if "chrom" not in name.lower()}
 
 
 def all_gone(server, seconds=5.0):

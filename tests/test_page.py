@@ -276,9 +276,8 @@ def test_the_viewer_need_not_wait_for_the_next_try(live):
     page, script = live()
     script.reachable = False
     script.drop()
-    script.wait(
-        lambda: script.connections >= 4, "three tries have failed"
-    )  # the next one comes after 3 seconds or more
+    # The next one comes after 3 seconds or more.
+    script.wait(lambda: script.connections >= 4, "three tries have failed")
     script.reachable = True
     page.click("#veil-action")
     script.wait(lambda: len(script.of("hello")) == 2, "the page comes back at once", limit_ms=2000)

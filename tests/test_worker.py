@@ -7,11 +7,10 @@ import signal
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Stopwatch
+from conftest import Stopwatch, shared_memory
 
 import stream.worker
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
@@ -172,12 +171,6 @@ def stopwatch(monkeypatch):
     looks = []
     monkeypatch.setattr(stream.worker, "waited_seconds", lambda pid: looks.append(waited_seconds(pid)) or looks[-1])
     return lambda: BothStopwatch(looks)
-
-
-def shared_memory():
-    """The pieces that have a name; a browser's, which others may run beside this, are not ours."""
-    names = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else ()
-    return {name for name in names if "chrom" not in name.lower()}
 
 
 def gone(pid):
