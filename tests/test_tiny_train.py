@@ -95,7 +95,17 @@ def test_a_part_that_is_trained_on_has_those_after_it_begin_anew(run, tmp_path):
     assert main([*arguments(tmp_path, "0"), MINUTES["transformer"], str(more)]) == 0
     after = json.loads((tmp_path / "result.json").read_text())
     assert after["vae_steps"] == before["vae_steps"] and after["transformer_steps"] > before["transformer_steps"]
-    assert after["joint_steps"] == 1, "what was learnt beside another transformer is gone"
+    assert after["joint_steps"] == 0, "what was learnt beside another transformer is gone"
+
+
+def test_a_part_of_no_minutes_leaves_what_the_run_began_with(run, tmp_path):
+    folder, _ = run
+    begun = [*arguments(tmp_path, "0"), MINUTES["joint training"], "0.01", "--begin-with", str(folder / "weights")]
+    assert main(begun) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [result[f"{part}_steps"] for part in ("vae", "transformer", "joint", "recogniser")] == [0, 0, 1, 0]
+    one, other = (load_tiny("cpu", each / "weights").vae.encode_pictures.state_dict() for each in (folder, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_begins_with_the_weights_of_another(run, tmp_path, monkeypatch):

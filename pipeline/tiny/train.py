@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/tiny", help="folder of checkpoints and weights; an earlier run goes on")
     parser.add_argument("--size", choices=PLANS, default="full", help="small: a minute on a CPU, to see that it works")
     for part, flag in MINUTES.items():
-        parser.add_argument(flag, type=_minutes, help=f"minutes for the {part}, earlier runs included")
+        parser.add_argument(flag, type=_minutes, help=f"minutes for the {part}, earlier runs included; 0: not at all")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--draw-device", help="a second GPU that draws while the first one trains, such as cuda:1")
     parser.add_argument("--seed", type=int, default=0)

@@ -61,8 +61,10 @@ class Progress:
 
     @property
     def goes_on(self) -> bool:
-        """Until the time is over or Ctrl-C; a part that never made a step makes one."""
-        return not self.stop.asked and (self.share < 1 or not (self.steps or self.spent))
+        """Until the time is over or Ctrl-C; a part with any minutes that never made a step makes one."""
+        if self.stop.asked or self.minutes == 0:
+            return False
+        return self.share < 1 or not (self.steps or self.spent)
 
     def step(self, loss: Tensor) -> None:
         self.steps += 1
