@@ -64,8 +64,7 @@ key) # two lengths of a chunk, so short that launches take longer than the GPU's
   done ;;
 train) # what a step of the tiny world's training costs
   run train 150 "$PY" -m benchmarks.train_step --save gpu-train
-  run muon 60 "$PY" -m benchmarks.train_step --kinds alone --muon --save gpu-train-muon
-  said train 120 110; grep ms "$OUT/muon.txt" | head -3 ;;
+  said train 120 110 ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
   grep -E "^\{'|copy moves" "$OUT/regions.txt" ;;

@@ -20,7 +20,7 @@ from benchmarks import machine
 from pipeline.presets import find_preset
 from pipeline.tiny.load import TinyWorld, make_tiny
 from pipeline.tiny.plan import PLANS, Plan
-from pipeline.tiny.train_jointly import Critic, Learners, Lesson
+from pipeline.tiny.train_jointly import Learners, Lesson
 from pipeline.tiny.train_transformer import Objective, _learner, compile_blocks
 from pipeline.tiny.trainee import Graphed, Trainee
 from pipeline.tiny.vae import FRAMES, TinyVAE
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.kinds.split(","):
         print(f"== {name}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            learn, inputs = _step(name, plan, device, options.muon, Path(folder) / "none.pt")
+            learn, inputs = _step(name, plan, device, Path(folder) / "none.pt")
         found[name] = {
             "ms": round(_milliseconds(learn, inputs, options.repeats), 2),
             "kernels": _kernels(learn, inputs),
@@ -45,14 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {found[name]['ms']} ms", flush=True)
         for kernel, share in found[name]["kernels"].items():
             print(f"  {share:8.3f} ms  {kernel}", flush=True)
-    result = {"benchmark": "train_step", **machine.facts(), "size": options.size, "muon": options.muon, "steps": found}
+    result = {"benchmark": "train_step", **machine.facts(), "size": options.size, "steps": found}
     machine.finish(result, options.save)
     return 0
 
 
-def _step(
-    name: str, plan: Plan, device: torch.device, muon: bool, path: Path
-) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+def _step(name: str, plan: Plan, device: torch.device, path: Path) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """A step of this kind and what it is given. There is no checkpoint at `path`."""
     torch.manual_seed(0)
     world = TinyWorld(*(part.to(device) for part in make_tiny()))
@@ -61,23 +59,21 @@ def _step(
     compile_blocks(objective)
     if name == "joint":
         return _lesson(world.vae, objective, device, path), _shots(plan, device)
-    matrices = objective.matrices if muon else ()
-    trainee = Trainee(objective, plan.rate, path, matrices=matrices)
+    trainee = Trainee(objective, plan.rate, path, matrices=objective.matrices)
     latents = torch.randn(plan.batch, plan.chunks, *find_preset("tiny").latent_shape, device=device).squeeze(3)
     return _learner(trainee, KINDS[name]), (latents, *_walks(plan.batch, plan.chunks, device))
 
 
 def _lesson(vae: TinyVAE, objective: Objective, device: torch.device, path: Path) -> Lesson:
     vae.encode_pictures.requires_grad_(False)
-    parts = (objective, vae.decode_latent, Critic().to(device, memory_format=torch.channels_last))
-    return Lesson(vae, Learners(*(Trainee(part, 1e-4, path) for part in parts)))
+    return Lesson(vae, Learners(*(Trainee(part, 1e-4, path) for part in (objective, vae.decode_latent))))
 
 
 def _shots(plan: Plan, device: torch.device) -> tuple[Tensor, ...]:
     preset = find_preset("tiny")
     shape = (plan.joint_batch, plan.chunks, 3, FRAMES, preset.height, preset.width)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    return (pixels, *_walks(plan.joint_batch, plan.chunks, device), torch.ones((), device=device))
+    return (pixels, *_walks(plan.joint_batch, plan.chunks, device))
 
 
 def _walks(clips: int, chunks: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,7 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join((*KINDS, "joint")), help="default: %(default)s")
     parser.add_argument("--size", choices=PLANS, default="full", help="small: for a CPU (default: full)")
-    parser.add_argument("--muon", action="store_true", help="as `chunkcast train tiny --muon`")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="steps that are timed (default: %(default)s)")
     machine.add_output(parser)
     return parser

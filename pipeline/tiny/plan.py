@@ -11,8 +11,7 @@ class Plan:
     """Minutes are of wall time, sizes count clips.
 
     In the first `alone_share` of its time the transformer makes every chunk from pose and prompt alone: the picture as
-    a function of both is most of what there is to learn, and without a past a step takes less than half as long. With
-    `muon` that optimizer updates the matrices of its blocks.
+    a function of both is most of what there is to learn, and without a past a step takes less than half as long.
     """
 
     vae_minutes: float
@@ -30,9 +29,9 @@ class Plan:
     held_out: int
     joint_batch: int
     shots: int
+    recogniser_batch: int
     alone_share: float = 0.4
     coarseness: int = 1
-    muon: bool = False
     vae_rate: float = 6e-4
     rate: float = 1e-3
     joint_rate: float = 2e-4
@@ -41,11 +40,11 @@ class Plan:
 
 PLANS = {
     "full": Plan(
-        vae_minutes=4.0,
-        minutes=18.0,
-        joint_minutes=3.0,
+        vae_minutes=6.0,
+        minutes=24.0,
+        joint_minutes=7.0,
         recogniser_minutes=0.5,
-        vae_batch=64,
+        vae_batch=16,
         vae_pool=3072,
         batch=48,
         chunks=8,
@@ -54,8 +53,9 @@ PLANS = {
         made_at_once=64,
         draw_share=0.25,
         held_out=64,
-        joint_batch=12,
+        joint_batch=8,
         shots=1024,
+        recogniser_batch=256,
     ),
     "small": Plan(
         vae_minutes=0.2,
@@ -73,6 +73,7 @@ PLANS = {
         held_out=2,
         joint_batch=1,
         shots=2,
+        recogniser_batch=8,
         coarseness=8,
     ),
 }

@@ -1,4 +1,4 @@
-"""`chunkcast train tiny`: the small world from nothing, on one GPU, within half an hour.
+"""`chunkcast train tiny`: the small world from nothing, on one GPU, within three quarters of an hour.
 
 Four parts in turn, each resumable: the VAE on pictures drawn by the renderer; the transformer with the text table on
 latents of drawn clips; transformer and decoder together, on pictures; the recogniser of pictures' scenes.
@@ -104,7 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the transformer's minutes without a past (0 goes on from one with it)",
     )
-    parser.add_argument("--muon", action="store_true", help="Muon for the matrices of the transformer's blocks")
     parser.add_argument("--begin-with", metavar="DIR", help="weights of an earlier training, in place of random ones")
     return parser
 
@@ -126,7 +125,7 @@ def _share(text: str) -> float:
 def _plan(options: argparse.Namespace) -> Plan:
     given = {flag.strip("-").replace("-", "_") for flag in (*MINUTES.values(), "--alone-share")}
     values = {name: getattr(options, name) for name in given if getattr(options, name) is not None}
-    return replace(PLANS[options.size], muon=options.muon, **values)
+    return replace(PLANS[options.size], **values)
 
 
 def _prepare(device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""The third part: the transformer and the decoder together, on pictures, with a critic.
+"""The third part: the transformer and the decoder together, on pictures.
 
 A regression of latents gives soft pictures: an edge that may stand here or there ends up half in both places. The world
 is a function of pose and scene, so each picture that the model makes of its own past has its true one: both learn to
-get there, and a critic that compares patches has them make up their mind.
+get there, by a loss to which a slope in an edge's place is no middle way (picture_loss).
 
 B clips, N latent frames (chunks) a clip.
 """
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.tiny.clips import ClipMaker
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
@@ -21,16 +20,8 @@ from pipeline.tiny.shots import Shots
 from pipeline.tiny.train_transformer import Objective, compile_blocks
 from pipeline.tiny.train_vae import as_pictures, decode_stream, encode_clips, picture_loss, psnr
 from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee, update_together
-from pipeline.tiny.vae import FRAMES, GROUPS, TinyVAE
+from pipeline.tiny.vae import TinyVAE
 
-CRITIC_WIDTHS = (48, 96, 192, 192)
-FINE, FINE_PIXELS = 8.0, 5
-"""How much more the critic sees of what is finer than so many pixels: a world is mostly smooth, and to one who sees its
-plain pictures soft edges look like hard ones for hundreds of steps."""
-CRITIC_ALONE = 0.1
-"""Share of the time in which the critic learns and is not listened to."""
-CRITIC_SHARE = 1.0
-"""Length of the critic's gradient at the decoder's last layer, in lengths of the picture loss's."""
 LATENT_SHARE = 0.1
 """Weight of the latents' squared error: what the model remembers must stay what the encoder would say."""
 PAST_DREAMS = 2
@@ -41,67 +32,34 @@ TRUE_SHARE = 3
 """One clip of so many is decoded from its true latents: somebody's picture must be shown as it is."""
 
 
-class Critic(nn.Module):
-    """Four pictures as 12 channels (B, 12, H, W) to a map of how true each patch looks."""
-
-    def __init__(self):
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 2 * 3 * FRAMES
-        for index, width in enumerate(CRITIC_WIDTHS):
-            layers += [nn.Conv2d(before, width, 4, stride=2, padding=1)]
-            layers += [nn.GroupNorm(GROUPS, width)] if index else []
-            layers += [nn.LeakyReLU(0.2)]
-            before = width
-        self.layers = nn.Sequential(*layers, nn.Conv2d(before, 1, 3, padding=1))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        border = FINE_PIXELS // 2
-        around = F.avg_pool2d(F.pad(pictures, [border] * 4, mode="replicate"), FINE_PIXELS, 1)
-        return self.layers(torch.cat((pictures, FINE * (pictures - around)), dim=1))
-
-
 class Learners(NamedTuple):
-    """What learns: the Objective's transformer and words, the decoder, and the critic of both."""
+    """What learns: the Objective's transformer and words, and the decoder."""
 
     objective: Trainee
     decoder: Trainee
-    critic: Trainee
 
 
 class Lesson:
-    """One step of all learners."""
+    """One step of both learners."""
 
     def __init__(self, vae: TinyVAE, learners: Learners):
         self._vae, self._learners = vae, learners
 
-    def __call__(self, pixels: Tensor, pose: Tensor, scenes: Tensor, strength: Tensor) -> Tensor:
-        """pixels (B, N, 3, 4, H, W) uint8; strength: 0-dim, how much of the critic counts. Returns the other loss."""
-        objective, decoder, critic = self._learners
+    def __call__(self, pixels: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
+        """pixels (B, N, 3, 4, H, W) uint8. Returns the loss."""
+        objective, decoder = self._learners
         pictures = as_pictures(pixels)
         with torch.no_grad():
             true = encode_clips(self._vae, pictures)
         latents = _made(objective.module, true, pose, scenes)
         made = self._decoded(torch.cat((true[: len(true) // TRUE_SHARE], latents[len(true) // TRUE_SHARE :])))
         loss = picture_loss(made, pictures) + LATENT_SHARE * (latents - true).square().mean()
-        genuine, false = (_as_channels(part) for part in (pictures, made))
-        update_together(loss + self._weight(loss, -self._judge(false).mean()) * strength, objective, decoder)
-        critic.update(F.relu(1 - self._judge(genuine)).mean() + F.relu(1 + self._judge(false.detach())).mean())
+        update_together(loss, objective, decoder)
         return loss.detach()
 
     def _decoded(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
             return decode_stream(self._vae, self._vae.denormalize(latents))
-
-    def _weight(self, loss: Tensor, appeal: Tensor) -> Tensor:
-        """The critic's part of the loss, at its share."""
-        last = self._vae.decode_latent.last.weight
-        lengths = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, appeal)]
-        return appeal * (CRITIC_SHARE * lengths[0] / (lengths[1] + 1e-6)).clamp(max=10.0).detach()
-
-    def _judge(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
-            return self._learners.critic.module(pictures).float()
 
 
 def _made(objective: Objective, true: Tensor, pose: Tensor, scenes: Tensor) -> Tensor:
@@ -111,20 +69,14 @@ def _made(objective: Objective, true: Tensor, pose: Tensor, scenes: Tensor) -> T
     return objective.make(objective.past(true, terms, history, PAST_DREAMS), terms, history)
 
 
-def _as_channels(pictures: Tensor) -> Tensor:
-    """(B, N, 3, 4, H, W) to (B*N, 12, H, W)."""
-    return pictures.flatten(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-
-
 def train_jointly(
     vae: TinyVAE, objective: Objective, shots: Shots, plan: Plan, folder: Path, stop: Stop
 ) -> dict[str, float]:
     """Fill `objective` and `vae`'s decoder with the moving averages of their joint training."""
     device = shots.pose.device
     compile_blocks(objective)
-    judge = Critic().to(device, memory_format=torch.channels_last)
-    parts = {"objective": objective, "decoder": vae.decode_latent, "critic": judge}
-    rates = (plan.joint_rate / 2, plan.joint_rate, plan.joint_rate)  # the transformer has come furthest by then
+    parts = {"objective": objective, "decoder": vae.decode_latent}
+    rates = (plan.joint_rate / 2, plan.joint_rate)  # the transformer has come furthest by then
     learners = Learners(
         *(
             Trainee(part.requires_grad_(True), rate, folder / f"joint-{name}.pt", betas=(0.5, 0.95))
@@ -149,13 +101,11 @@ def train_jointly(
 def _train(lesson: Lesson, learners: Sequence[Trainee], progress: Progress, shots: Shots, plan: Plan) -> None:
     steps, device = learners[0].steps, shots.pose.device
     order, maker = torch.Generator().manual_seed(steps), ClipMaker(FRESH_SEED + steps, device, plan.coarseness)
-    strength = torch.zeros((), device=device)
-    learn = Graphed(lesson, *shots.some(plan.joint_batch, order), strength)
+    learn = Graphed(lesson, *shots.some(plan.joint_batch, order))
     while progress.goes_on:
         for learner in learners:
             learner.prepare(progress.share)
-        strength.fill_(float(progress.share > CRITIC_ALONE))
-        progress.step(learn(*shots.some(plan.joint_batch, order), strength))
+        progress.step(learn(*shots.some(plan.joint_batch, order)))
         if progress.steps % STEPS_A_REFRESH == 0:
             shots.renew(maker, plan)
 

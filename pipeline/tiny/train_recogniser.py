@@ -46,7 +46,7 @@ def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, shots:
 
 def _stills(shots: Shots, plan: Plan, order: torch.Generator) -> tuple[Tensor, Tensor]:
     """Single pictures (B, 3, H, W) uint8 and scenes (B, 4), from a clip's two ends: between them scenes may blend."""
-    count = 4 * plan.vae_batch
+    count = plan.recogniser_batch
     clip = torch.randint(len(shots.pose), (count,), generator=order)
     latent = torch.randint(2, (count,), generator=order) * (shots.scenes.shape[1] - 1)
     clip, latent = clip.to(shots.pose.device), latent.to(shots.pose.device)

@@ -210,8 +210,7 @@ def train_transformer(
     preset = find_preset("tiny")
     objective = Objective(world, preset).to(device)
     compile_blocks(objective)
-    matrices = objective.matrices if plan.muon else ()
-    trainee = Trainee(objective, plan.rate, folder / "transformer.pt", matrices=matrices)
+    trainee = Trainee(objective, plan.rate, folder / "transformer.pt", matrices=objective.matrices)
     progress = Progress("transformer", plan.minutes, trainee.spent, stop)
     pool = Pool.empty(plan.pool, plan.chunks, preset, device)
     if progress.goes_on:

@@ -164,7 +164,9 @@ class Trainee:
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
         if len(state["optimizers"]) != len(self._optimizers):
-            raise ValueError(f"{self.path} was trained with other optimizers: give or leave out --muon as before")
+            raise ValueError(
+                f"{self.path} was trained with other optimizers, by another version; another --out begins anew"
+            )
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.spent, self.steps = state["spent"], state["steps"]
