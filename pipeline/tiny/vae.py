@@ -65,7 +65,7 @@ def _crisp() -> nn.Sequential:
     widths = (channels, *[CRISP] * (CRISP_LAYERS - 1), channels)
     layers: list[nn.Module] = []
     for before, width in pairwise(widths):
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
     nn.init.zeros_(layers[-2].weight)
     nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1])
