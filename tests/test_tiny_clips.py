@@ -42,3 +42,10 @@ def test_half_of_the_clips_change_their_prompt_where_there_is_room():
     scenes = ClipMaker(8, "cpu", coarseness=16).make(4, 6).scenes
     constant = (scenes == scenes[:, :1]).flatten(1).all(1)
     assert constant[2:].all() and not constant[:2].all()
+
+
+def test_stills_are_single_pictures_of_many_scenes_the_same_for_a_seed():
+    (first, scenes), (second, same) = (ClipMaker(5, "cpu", coarseness=16).stills(12) for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(scenes, same)
+    assert first.shape == (12, 3, 192, 320) and first.min() >= -1 and first.max() <= 1
+    assert len(scenes.unique(dim=0)) > 6 and (scenes < torch.tensor(KINDS)).all()

@@ -51,6 +51,12 @@ class ClipMaker:
             self._fade(pictures, path[:, :, 1:], scenes, change)
         return Clips(pictures.mul_(2).sub_(1), path[:, :, (0, -1)].to(self.device), scenes.to(self.device))
 
+    def stills(self, count: int) -> tuple[Tensor, Tensor]:
+        """Single pictures (B, 3, H, W) in [-1, 1] and scenes (B, 4), each of a pose and a scene of its own."""
+        poses, scenes = self._starts(count), self._random_scenes(count).to(self.device)
+        phase = torch.arange(count, device=self.device) % FRAMES_PER_LATENT
+        return self._rendered(poses.float().to(self.device), scenes, phase).mul_(2).sub_(1), scenes
+
     def _starts(self, clips: int) -> Tensor:
         start = torch.rand(clips, 4, generator=self.generator, dtype=torch.float64)
         start = start * torch.tensor([PERIOD, PERIOD, 2 * torch.pi, 0.0], dtype=torch.float64)
@@ -97,9 +103,13 @@ class ClipMaker:
         poses = path.float().flatten(0, 2).to(self.device)
         what = scenes[:, :, None].expand(-1, -1, FRAMES_PER_LATENT, -1).flatten(0, 2).to(self.device)
         phase = torch.arange(FRAMES_PER_LATENT, device=self.device).repeat(len(poses) // FRAMES_PER_LATENT)
+        return self._rendered(poses, what, phase).unflatten(0, path.shape[:3]).movedim(2, 3)
+
+    def _rendered(self, poses: Tensor, scenes: Tensor, phase: Tensor) -> Tensor:
+        """(B, 4), (B, 4) and which of a latent frame's pictures each is, (B,), to (B, 3, H, W) in [0, 1]."""
         drawn = [
             self.renderer.render(
-                *(part[first : first + PICTURES_AT_ONCE] for part in (poses, what, phase)),
+                *(part[first : first + PICTURES_AT_ONCE] for part in (poses, scenes, phase)),
                 HEIGHT // self.coarseness,
                 WIDTH // self.coarseness,
                 oversample=2 if self.coarseness == 1 else 1,
@@ -107,8 +117,7 @@ class ClipMaker:
             for first in range(0, len(poses), PICTURES_AT_ONCE)
         ]
         pictures = torch.cat(drawn)
-        pictures = pictures.repeat_interleave(self.coarseness, 2).repeat_interleave(self.coarseness, 3)
-        return pictures.unflatten(0, path.shape[:3]).movedim(2, 3)
+        return pictures.repeat_interleave(self.coarseness, 2).repeat_interleave(self.coarseness, 3)
 
     def _fade(self, pictures: Tensor, path: Tensor, scenes: Tensor, change: Tensor) -> None:
         """Blend the old scene out of the changing clips' pictures, in place and smoothly."""

@@ -29,6 +29,7 @@ class Plan:
     held_out: int
     joint_batch: int
     shots: int
+    stills: int
     recogniser_batch: int
     alone_share: float = 0.4
     coarseness: int = 1
@@ -55,6 +56,7 @@ PLANS = {
         held_out=64,
         joint_batch=8,
         shots=1024,
+        stills=8192,
         recogniser_batch=256,
     ),
     "small": Plan(
@@ -73,6 +75,7 @@ PLANS = {
         held_out=2,
         joint_batch=1,
         shots=2,
+        stills=8,
         recogniser_batch=8,
         coarseness=8,
     ),

@@ -19,7 +19,6 @@ from pipeline.presets import find_preset
 from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.load import TinyWorld, make_tiny, save_tiny, take_over
 from pipeline.tiny.plan import PLANS, Plan
-from pipeline.tiny.shots import Shots
 from pipeline.tiny.train_jointly import train_jointly
 from pipeline.tiny.train_recogniser import train_recogniser
 from pipeline.tiny.train_transformer import Objective, train_transformer
@@ -34,7 +33,6 @@ MINUTES = {
     "joint training": "--joint-minutes",
     "recogniser": "--recogniser-minutes",
 }
-SHOTS_SEED = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,12 +72,11 @@ def _train(
         world, more = train_transformer(world, plan, folder, device, stop, draw_device)
         facts |= more
     if not stop.asked:
-        shots = Shots.drawn(plan.shots, SHOTS_SEED, plan, device)
         objective = Objective(world, find_preset("tiny")).to(device).eval()
-        facts |= train_jointly(world.vae, objective, shots, plan, folder, stop)
+        facts |= train_jointly(world.vae, objective, plan, folder, device, stop)
         facts |= vae_measured(world.vae, plan, device) | transformer_measured(objective, world.vae, plan, device)
     if not stop.asked:
-        facts |= train_recogniser(world.recogniser, world.vae, shots, plan, folder, stop)
+        facts |= train_recogniser(world.recogniser, world.vae, plan, folder, device, stop)
     return world, facts
 
 

@@ -7,7 +7,6 @@ get there, by a loss to which a slope in an edge's place is no middle way (pictu
 B clips, N latent frames (chunks) a clip.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ LATENT_SHARE = 0.1
 """Weight of the latents' squared error: what the model remembers must stay what the encoder would say."""
 PAST_DREAMS = 2
 """So deep is the past what the model made of it."""
+SHOTS_SEED = 1
 FRESH_SEED, STEPS_A_REFRESH = 10**5, 32
 """After so many steps some clips are new, or the transformer would know them by heart."""
 TRUE_SHARE = 3
@@ -70,10 +70,9 @@ def _made(objective: Objective, true: Tensor, pose: Tensor, scenes: Tensor) -> T
 
 
 def train_jointly(
-    vae: TinyVAE, objective: Objective, shots: Shots, plan: Plan, folder: Path, stop: Stop
+    vae: TinyVAE, objective: Objective, plan: Plan, folder: Path, device: torch.device, stop: Stop
 ) -> dict[str, float]:
     """Fill `objective` and `vae`'s decoder with the moving averages of their joint training."""
-    device = shots.pose.device
     compile_blocks(objective)
     parts = {"objective": objective, "decoder": vae.decode_latent}
     rates = (plan.joint_rate / 2, plan.joint_rate)  # the transformer has come furthest by then
@@ -86,7 +85,7 @@ def train_jointly(
     progress = Progress("joint", plan.joint_minutes, learners.decoder.spent, stop)
     if progress.goes_on:
         print(f"joint: before {measured(vae, objective, plan, device)}", flush=True)
-        _train(Lesson(vae, learners), learners, progress, shots, plan)
+        _train(Lesson(vae, learners), learners, progress, plan, device)
         for learner in learners:
             learner.save(progress.elapsed)
     objective.load_state_dict(learners.objective.average.state_dict())
@@ -98,8 +97,8 @@ def train_jointly(
     return after | {"joint_steps": learners.decoder.steps, "joint_minutes": progress.elapsed}
 
 
-def _train(lesson: Lesson, learners: Sequence[Trainee], progress: Progress, shots: Shots, plan: Plan) -> None:
-    steps, device = learners[0].steps, shots.pose.device
+def _train(lesson: Lesson, learners: Learners, progress: Progress, plan: Plan, device: torch.device) -> None:
+    shots, steps = Shots.drawn(plan.shots, SHOTS_SEED, plan, device), learners.decoder.steps
     order, maker = torch.Generator().manual_seed(steps), ClipMaker(FRESH_SEED + steps, device, plan.coarseness)
     learn = Graphed(lesson, *shots.some(plan.joint_batch, order))
     while progress.goes_on:

@@ -6,31 +6,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.tiny.clips import PICTURES_AT_ONCE, ClipMaker
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
 from pipeline.tiny.recognise import Recogniser
-from pipeline.tiny.shots import Shots
-from pipeline.tiny.train_vae import as_pictures, encode_clip
+from pipeline.tiny.train_vae import as_bytes, as_pictures, encode_clip
 from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee
 from pipeline.tiny.vae import FRAMES, TinyVAE
 
+STILLS_SEED = 3
+
 
 def train_recogniser(
-    recogniser: Recogniser, vae: TinyVAE, shots: Shots, plan: Plan, folder: Path, stop: Stop
+    recogniser: Recogniser, vae: TinyVAE, plan: Plan, folder: Path, device: torch.device, stop: Stop
 ) -> dict[str, float]:
     """Fill `recogniser` with the moving average of its training on still pictures, also cropped, turned and spoilt."""
     trainee = Trainee(recogniser, plan.recogniser_rate, folder / "recogniser.pt")
     progress = Progress("recogniser", plan.recogniser_minutes, trainee.spent, stop)
     if progress.goes_on:
-        _train_recogniser(trainee, vae, progress, shots, plan)
+        _train_recogniser(trainee, vae, progress, plan, device)
         trainee.save(progress.elapsed)
     recogniser.load_state_dict(trainee.average.state_dict())
-    right = _recognised(recogniser.eval().requires_grad_(False), vae, plan, shots.pose.device)
+    right = _recognised(recogniser.eval().requires_grad_(False), vae, plan, device)
     print(f"recogniser: held out {right}", flush=True)
     return right | {"recogniser_steps": trainee.steps, "recogniser_minutes": progress.elapsed}
 
 
-def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, shots: Shots, plan: Plan) -> None:
+def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, plan: Plan, device: torch.device) -> None:
+    pixels, scenes = _drawn(STILLS_SEED, plan.stills, plan, device)
     order = torch.Generator().manual_seed(trainee.steps)
+
+    def some() -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(pixels), (plan.recogniser_batch,), generator=order).to(device)
+        return pixels[chosen], scenes[chosen]
 
     def learn(pixels: Tensor, scenes: Tensor) -> Tensor:
         logits = trainee.module(_still(vae, _spoilt(as_pictures(pixels))))
@@ -38,19 +45,17 @@ def _train_recogniser(trainee: Trainee, vae: TinyVAE, progress: Progress, shots:
         trainee.update(loss)
         return loss.detach()
 
-    learn = Graphed(learn, *_stills(shots, plan, order))
+    learn = Graphed(learn, *some())
     while progress.goes_on:
         trainee.prepare(progress.share)
-        progress.step(learn(*_stills(shots, plan, order)))
+        progress.step(learn(*some()))
 
 
-def _stills(shots: Shots, plan: Plan, order: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Single pictures (B, 3, H, W) uint8 and scenes (B, 4), from a clip's two ends: between them scenes may blend."""
-    count = plan.recogniser_batch
-    clip = torch.randint(len(shots.pose), (count,), generator=order)
-    latent = torch.randint(2, (count,), generator=order) * (shots.scenes.shape[1] - 1)
-    clip, latent = clip.to(shots.pose.device), latent.to(shots.pose.device)
-    return shots.pictures[clip, latent, :, -1], shots.scenes[clip, latent]
+def _drawn(seed: int, count: int, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stills (P, 3, H, W) uint8 and their scenes (P, 4)."""
+    maker, at_once = ClipMaker(seed, device, plan.coarseness), min(count, PICTURES_AT_ONCE)
+    made = [maker.stills(at_once) for _ in range(count // at_once)]
+    return torch.cat([as_bytes(pictures) for pictures, _ in made]), torch.cat([scenes for _, scenes in made])
 
 
 @torch.no_grad()
@@ -83,8 +88,8 @@ def _spoilt(pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def _recognised(recogniser: Recogniser, vae: TinyVAE, plan: Plan, device: torch.device) -> dict[str, float]:
     """Share of held-out pictures whose place, thing, hour and weather are recognised."""
-    shots = Shots.drawn(plan.held_out, HELD_OUT_SEED + 4, plan, device)
-    logits = recogniser(_still(vae, as_pictures(shots.pictures[:, 0, :, -1])))
-    right = [(each.argmax(1) == shots.scenes[:, 0, kind]).float().mean() for kind, each in enumerate(logits)]
+    pixels, scenes = _drawn(HELD_OUT_SEED + 4, 4 * plan.held_out, plan, device)
+    logits = recogniser(_still(vae, as_pictures(pixels)))
+    right = [(each.argmax(1) == scenes[:, kind]).float().mean() for kind, each in enumerate(logits)]
     names = ("place", "thing", "hour", "weather")
     return {f"recognised_{name}": float(share) for name, share in zip(names, right, strict=True)}
