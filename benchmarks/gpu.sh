@@ -1,5 +1,5 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions|key|train ...]` at the
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions|key|key14b|train ...]` at the
 # repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
 # another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -65,6 +65,10 @@ key) # two lengths of a chunk, so short that launches take longer than the GPU's
 train) # what a step of the tiny world's training costs
   run train 150 "$PY" -m benchmarks.train_step --save gpu-train
   said train 120 110 ;;
+key14b) # what fits two viewers on one GPU
+  run key14b 480 "$PY" -m benchmarks.key_to_frame --preset lingbot-world-v2-14b --precision fp8 --cache fp8 --vae-precision rows \
+    --slots 1,2 --schedule turns,batch --seconds 40 --save gpu-key14b
+  said key14b 300 8 ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
   grep -E "^\{'|copy moves" "$OUT/regions.txt" ;;

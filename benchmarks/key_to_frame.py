@@ -38,6 +38,8 @@ from stream.schedule import LEAD_SECONDS, grant_of
 from stream.worker import Worker
 
 PROMPT = "a meadow by day"
+WAYS = ("precision", "vae_precision", "graphs", "cache")
+"""Options of the engine that a result names."""
 READY_SECONDS = 540.0
 SETTLE_CHUNKS = 12
 """Each viewer sees so many before anything counts, or all that a chunk depends on if those are more."""
@@ -245,7 +247,7 @@ def measure(options: argparse.Namespace, schedule: str, latents: int | None) -> 
     preset = preset if latents is None else at_chunk(preset, latents)
     weights = options.weights or (None if preset.vae == "tiny" else "random")
     counts = [int(count) for count in options.slots.split(",")]
-    named = {name: getattr(options, name) for name in ("device", "context", "precision", "vae_precision", "graphs")}
+    named = {name: getattr(options, name) for name in ("device", "context", *WAYS)}
     stage = Stage(
         "benchmarks.key_to_frame:build",
         {"preset": preset.name, "weights": weights, "slots": max(counts), "schedule": schedule} | named,
@@ -288,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     runs: list[dict[str, Any]] = []
     result = {"benchmark": "key_to_frame", "preset": options.preset, "lead_ms": options.lead, "runs": runs}
-    result |= {name: getattr(options, name) for name in ("precision", "vae_precision", "graphs")}
+    result |= {name: getattr(options, name) for name in WAYS}
     result["commit"] = machine.commit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -325,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="bf16", help="of the linears: bf16 or fp8 (default: bf16)")
     parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS, help="default: exact")
     parser.add_argument("--graphs", action="store_true", help="on a GPU, as the service's option")
+    parser.add_argument("--cache", default="plain", choices=("plain", "fp8"), help="as the service's option")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="default: %(default)g")
     parser.add_argument("--seconds", type=float, default=40.0, help="of keys for each (default: %(default)g)")
