@@ -1,7 +1,8 @@
 #!/bin/bash
-# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh [attention|vae|1.3b|14b|two14b|growth|start|options|endless|tests|regions|key|key14b|train ...]` at the
-# repository's root; without arguments the first five, in at most ten minutes. Each part has a time limit of its own and none stops
-# another. Results lie in the folder $OUT as they come: what each command said, and its JSON.
+# What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh PART ...` at the repository's root, with any of attention,
+# vae, 1.3b, 14b, two14b, growth, start, options, endless, tests, key, key14b, train, regions. Without arguments: attention,
+# vae, 1.3b, 14b, growth, in at most ten minutes. Each part has a time limit of its own and none stops another. Results lie
+# in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
 OUT=${OUT:-/tmp/out}; mkdir -p "$OUT"; PY=${PY:-python3}
@@ -56,7 +57,7 @@ tests)
   tail -4 "$OUT/interpreted.txt"
   run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;
-key) # two lengths of a chunk, so short that launches take longer than the GPU's work; each engine takes one or two minutes to get warm
+key) # two short lengths of a chunk; each engine takes one or two minutes to get warm
   for latents in 1 2; do
     run "key$latents" 330 "$PY" -m benchmarks.key_to_frame --preset lingbot-world-v2-1.3b --vae-precision rows --slots 1,2 \
       --schedule turns,batch --chunk-latents $latents --graphs --seconds 25 --save "gpu-key$latents"

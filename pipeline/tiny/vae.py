@@ -65,7 +65,7 @@ def _crisp() -> nn.Sequential:
     widths = (channels, *[CRISP] * (CRISP_LAYERS - 1), channels)
     layers: list[nn.Module] = []
     for before, width in pairwise(widths):
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.LeakyReLU(0.2)]
     nn.init.zeros_(layers[-2].weight)
     nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1])
@@ -87,11 +87,6 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 4 * REFINED, 3, padding=1)
         self.refine = nn.Conv2d(REFINED, 3 * FRAMES * 4, 3, padding=1)
         self.crisp = _crisp() if crisp else None
-
-    @property
-    def last(self) -> nn.Conv2d:
-        """The layer that makes the pictures."""
-        return self.refine if self.crisp is None else self.crisp[-1]
 
     def forward(self, latent: Tensor, past: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """`past` is what the call before returned second, None at a stream's start."""
