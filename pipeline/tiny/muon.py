@@ -1,7 +1,8 @@
-"""Muon (Jordan et al. 2024): momentum made orthogonal, for the matrices of a transformer's blocks.
+"""Muon (Jordan et al. 2024): momentum made orthogonal, for matrices and convolutions.
 
-No direction of a matrix is then learnt faster than another. The size of an update is that of AdamW's (Liu et al. 2025),
-so that one rate serves both. Matrices of one shape are updated together, and nothing is decided on the host.
+No direction of a matrix is then learnt faster than another; a convolution is one of channels out by all that each sees.
+The size of an update is that of AdamW's (Liu et al. 2025), so that one rate serves both. Matrices of one shape are
+updated together, and nothing is decided on the host.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ LIKE_ADAMW = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices, parameters with two dimensions that all get gradients; `lr` may be a tensor, for CUDA graphs."""
+    """For parameters with two dimensions or more that all get gradients; `lr` may be a tensor, for CUDA graphs."""
 
     def __init__(
         self, matrices: Iterable[nn.Parameter], lr: float | Tensor, momentum: float = 0.95, weight_decay: float = 0.01
@@ -33,7 +34,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(alike, group)
 
     def _update(self, matrices: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
-        gradients = torch.stack([matrix.grad for matrix in matrices])
+        gradients = torch.stack([matrix.grad.flatten(1) for matrix in matrices])
         state = self.state[matrices[0]]  # of all of them
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradients)
@@ -41,7 +42,12 @@ class Muon(torch.optim.Optimizer):
         update = orthogonal(torch.lerp(gradients, momentum, group["momentum"]))
         size = group["lr"] * LIKE_ADAMW * max(update.shape[1:]) ** 0.5
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(matrices, list((size * update).unbind()))
+        torch._foreach_sub_(matrices, [part.view_as(matrices[0]) for part in (size * update).unbind()])
+
+
+def matrices_of(module: nn.Module) -> list[nn.Parameter]:
+    """What Muon is for: all weights of a module that are matrices or convolutions."""
+    return [weight for weight in module.parameters() if weight.ndim > 1]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.tiny.clips import ClipMaker
+from pipeline.tiny.muon import matrices_of
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
 from pipeline.tiny.shots import Shots
 from pipeline.tiny.train_transformer import Objective, compile_blocks
@@ -74,13 +75,12 @@ def train_jointly(
 ) -> dict[str, float]:
     """Fill `objective` and `vae`'s decoder with the moving averages of their joint training."""
     compile_blocks(objective)
-    parts = {"objective": objective, "decoder": vae.decode_latent}
-    rates = (plan.joint_rate / 2, plan.joint_rate)  # the transformer has come furthest by then
-    learners = Learners(
-        *(
-            Trainee(part.requires_grad_(True), rate, folder / f"joint-{name}.pt", betas=(0.5, 0.95))
-            for (name, part), rate in zip(parts.items(), rates, strict=True)
-        )
+    decoder = vae.decode_latent
+    for part in (objective, decoder):
+        part.requires_grad_(True)
+    learners = Learners(  # the transformer has come furthest by then
+        Trainee(objective, plan.joint_rate / 2, folder / "joint-objective.pt", matrices=objective.matrices),
+        Trainee(decoder, plan.joint_rate, folder / "joint-decoder.pt", matrices=matrices_of(decoder)),
     )
     progress = Progress("joint", plan.joint_minutes, learners.decoder.spent, stop)
     if progress.goes_on:

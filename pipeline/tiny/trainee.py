@@ -83,7 +83,7 @@ class Progress:
 class Trainee:
     """A module, its optimizers and its moving average, with a checkpoint of all of them.
 
-    `matrices` are those of its parameters that Muon updates; all others are AdamW's, with `betas`.
+    `matrices` are those of its parameters that Muon updates; all others are AdamW's.
     """
 
     def __init__(
@@ -91,7 +91,6 @@ class Trainee:
         module: nn.Module,
         rate: float,
         path: Path,
-        betas: tuple[float, float] = (0.9, 0.98),
         matrices: Sequence[nn.Parameter] = (),
     ):
         self.module, self.rate, self.path = module, rate, path
@@ -104,7 +103,7 @@ class Trainee:
         def start() -> float | Tensor:
             return torch.tensor(0.0, device=device) if options else 0.0
 
-        self._optimizers = [torch.optim.AdamW(others, start(), betas=betas, weight_decay=0.01, **options)]
+        self._optimizers = [torch.optim.AdamW(others, start(), betas=(0.9, 0.98), weight_decay=0.01, **options)]
         self._optimizers += [Muon(matrices, start())] if matrices else []
         self._decay = torch.zeros((), device=device)
         self.spent = 0.0
