@@ -68,7 +68,7 @@ train) # what a step of the tiny world's training costs
   said train 120 110 ;;
 key14b) # what fits two viewers on one GPU
   run key14b 480 "$PY" -m benchmarks.key_to_frame --preset lingbot-world-v2-14b --precision fp8 --cache fp8 --vae-precision rows \
-    --slots 1,2 --schedule turns,batch --seconds 40 --save gpu-key14b
+    --slots 1,2 --schedule turns,batch --seconds 25 --save gpu-key14b
   said key14b 300 8 ;;
 regions)
   run regions 150 "$PY" -m benchmarks.regions --preset lingbot-world-v2-14b
