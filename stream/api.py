@@ -14,11 +14,10 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import ValidationError, field_validator
-from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import Session as Data
 from pipeline.chunk import World, check_prompt
-from stream import protocol
+from stream import body, protocol
 from stream.archive import Archive
 from stream.catalogue import Catalogue
 from stream.doors import BODY_SECONDS, UPLOAD_SECONDS, Doors, NoAccess, bearer
@@ -170,7 +169,7 @@ class _Api:
         """Make a session; it is live at once or in line."""
         self._check_access(request)
         _check_type(request, JSON)
-        wish = _parsed(await _body(request))
+        wish = _parsed(await body.read(request, BODY_SECONDS, MAX_BODY_BYTES))
         if wish.preset not in (None, self._world().preset):
             raise HTTPException(400, f"the preset {wish.preset[:40]!r} is not served; {self._world().preset!r} is")
         return self._created(response, lambda: self._hub.begin(wish.prompt, wish.seed))
@@ -181,7 +180,7 @@ class _Api:
         _check_type(request, FILE)
         world = self._world()
         with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
-            await _save(request, file.write, UPLOAD_SECONDS)
+            await body.receive(request, file.write, UPLOAD_SECONDS, MAX_FILE_BYTES)
             file.flush()
             async with self._loading:
                 data = await asyncio.to_thread(_load, Path(file.name), world)
@@ -224,7 +223,7 @@ class _Api:
         if world.image == "none":
             raise HTTPException(409, f"the preset {world.preset} takes no picture, only a prompt")
         with self._one_picture(viewer), tempfile.TemporaryFile(prefix="chunkcast-") as file:
-            await _save(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
+            await body.receive(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
             file.seek(0)
             try:
                 viewer.picture = await self._fitter.fit(file, world.height, world.width)
@@ -330,30 +329,9 @@ def _check_is_image(request: Request) -> None:
         raise HTTPException(415, reason)
 
 
-async def _save(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int = MAX_FILE_BYTES) -> None:
-    size = 0
+def _parsed(sent: bytes) -> Create:
     try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
-                write(part)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
-    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
-        raise HTTPException(400, "the body was cut short") from None
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    await _save(request, body.extend, BODY_SECONDS, MAX_BODY_BYTES)
-    return bytes(body)
-
-
-def _parsed(body: bytes) -> Create:
-    try:
-        return Create.model_validate_json(body)
+        return Create.model_validate_json(sent)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         if fault["type"] == "value_error":

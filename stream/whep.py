@@ -4,18 +4,17 @@ POST an offer and get an answer, PATCH to trickle candidates, DELETE to leave. W
 what its players do otherwise is decided here: If-Match is checked where it is sent, as no library sends it.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
-from starlette.requests import ClientDisconnect
 
 from pipeline.chunk import check_prompt
 from stream import protocol
 from stream.audience import UNKNOWN
+from stream.body import read
 from stream.doors import BODY_SECONDS, Doors, NoAccess, TooMany, bearer
 from stream.hub import Hub
 from stream.ice import NoFreePort
@@ -268,17 +267,10 @@ def _check_match(request: Request, etag: str) -> None:
 
 
 async def _body(request: Request) -> str:
-    body = b""
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_OFFER_BYTES:
-                    raise Refusal(413, f"the body is too long; at most {MAX_OFFER_BYTES} bytes are taken")
-    except TimeoutError:
-        raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} seconds") from None
-    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
-        raise Refusal(400, "the body was cut short") from None
+        body = await read(request, BODY_SECONDS, MAX_OFFER_BYTES)
+    except HTTPException as refused:  # is answered in JSON elsewhere
+        raise Refusal(refused.status_code, refused.detail) from None
     try:
         return body.decode()
     except UnicodeDecodeError:

@@ -143,7 +143,7 @@ async def test_bodies_of_the_wrong_kind_or_size_are_refused(client):
 async def test_a_file_that_is_none_is_said_to_be_none_and_takes_no_slot(client, monkeypatch):
     answer = await upload(client, b"junk")
     assert answer.status_code == 400 and "the body is no session file" in answer.json()["detail"]
-    monkeypatch.setattr(api._save, "__defaults__", (1000,))
+    monkeypatch.setattr(api, "MAX_FILE_BYTES", 1000)
     assert (await upload(client, b"x" * 1001)).status_code == 413
     assert client.service.hub.has_room
 

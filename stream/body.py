@@ -1,0 +1,34 @@
+"""The body of a request, within a time and a length."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
+
+
+async def receive(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int) -> None:
+    """Hand what comes to `write`.
+
+    Raises HTTPException: 413 for more than `limit` bytes, 408 for more than `seconds`, 400 when it ends early.
+    """
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
+                write(part)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
+    except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
+        raise HTTPException(400, "the body was cut short") from None
+
+
+async def read(request: Request, seconds: float, limit: int) -> bytes:
+    """All of it at once; raises as receive()."""
+    body = bytearray()
+    await receive(request, body.extend, seconds, limit)
+    return bytes(body)
