@@ -18,7 +18,7 @@ from benchmarks import machine
 from benchmarks.regions import microseconds
 from benchmarks.throughput import median_seconds
 from kernels.attention import attention, available_backends
-from pipeline.engine import choose_device
+from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 
 FEW_HEADS = 4

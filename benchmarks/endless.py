@@ -22,7 +22,8 @@ import torch
 from benchmarks import machine
 from pipeline.chunk import Ended, SessionSpec
 from pipeline.context import cache_bytes
-from pipeline.engine import Engine, build, choose_device
+from pipeline.device import choose_device
+from pipeline.engine import Engine, build
 from pipeline.kv_cache import KVCache
 from pipeline.load import Parts
 from pipeline.presets import Preset

@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import machine
 from benchmarks.throughput import floor_seconds, measure, measure_ceilings
-from pipeline.engine import Engine, choose_device
+from pipeline.device import choose_device
+from pipeline.engine import Engine
 from pipeline.load import Parts, load_parts
 from pipeline.presets import Preset, find_preset
 from pipeline.vae_precision import VAE_PRECISIONS, at_vae_precision

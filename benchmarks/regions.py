@@ -21,7 +21,7 @@ from kernels import fused
 from kernels.attention import attention, available_backends
 from kernels.compiled import compiled
 from kernels.linear import Fp8Linear, Quantized, fp8_matmul, fp8_missing, join, quantize_rows
-from pipeline.engine import choose_device
+from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 
 MODES = (None, "max-autotune-no-cudagraphs")

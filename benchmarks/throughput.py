@@ -31,8 +31,9 @@ from benchmarks import machine
 from benchmarks.floor import passes_against_floor, timed_passes
 from kernels.attention import attention
 from pipeline.chunk import Ended, SessionSpec
+from pipeline.device import choose_device
 from pipeline.digest import render
-from pipeline.engine import Engine, build, choose_device
+from pipeline.engine import Engine, build
 from pipeline.presets import Preset, find_preset
 from pipeline.profiling import profile_engine
 

@@ -20,7 +20,8 @@ from benchmarks.tiny_rows import GALLERY
 from benchmarks.tiny_truth import Truth, draw_quickly
 from benchmarks.tiny_walks import PRESET, Walk, poses, random_keys, run
 from pipeline.chunk import Control, Ended, SessionSpec
-from pipeline.engine import Engine, choose_device
+from pipeline.device import choose_device
+from pipeline.engine import Engine
 from pipeline.load import load_parts
 from pipeline.tiny import scene
 from pipeline.tiny.clips import HEIGHT, WIDTH

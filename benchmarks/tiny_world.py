@@ -24,7 +24,8 @@ from benchmarks.tiny_probes import ProbePlan, find_probes
 from benchmarks.tiny_rows import Bench
 from benchmarks.tiny_truth import Truth, draw_quickly
 from benchmarks.tiny_walks import PRESET, run
-from pipeline.engine import Engine, choose_device
+from pipeline.device import choose_device
+from pipeline.engine import Engine
 from pipeline.load import load_parts
 from pipeline.tiny.load import FILES, WEIGHTS
 from pipeline.tiny.trainee import Stop

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import machine
 from pipeline.presets import find_preset
 from pipeline.tiny.load import TinyWorld, make_tiny
+from pipeline.tiny.muon import matrices_of
 from pipeline.tiny.plan import PLANS, Plan
 from pipeline.tiny.train_jointly import Learners, Lesson
 from pipeline.tiny.train_transformer import Objective, _learner, compile_blocks
@@ -66,7 +67,10 @@ def _step(name: str, plan: Plan, device: torch.device, path: Path) -> tuple[Call
 
 def _lesson(vae: TinyVAE, objective: Objective, device: torch.device, path: Path) -> Lesson:
     vae.encode_pictures.requires_grad_(False)
-    return Lesson(vae, Learners(*(Trainee(part, 1e-4, path) for part in (objective, vae.decode_latent))))
+    decoder = vae.decode_latent
+    matrices = objective.matrices, matrices_of(decoder)
+    learners = (Trainee(part, 1e-4, path, own) for part, own in zip((objective, decoder), matrices, strict=True))
+    return Lesson(vae, Learners(*learners))
 
 
 def _shots(plan: Plan, device: torch.device) -> tuple[Tensor, ...]:

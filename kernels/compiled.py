@@ -48,8 +48,8 @@ class _Compiled:
     def __call__(self, *inputs):
         try:
             return self._run(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            # No C compiler, no Triton, a folder that cannot be written: slower, but it runs.
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            # No C compiler, no Triton, a folder that cannot be written, too many shapes: slower, but it runs.
             why = " ".join(str(error).split("\n")[:2])
             warnings.warn(f"a part of the model runs uncompiled and slower: {why}", RuntimeWarning, stacklevel=2)
             self._run = self._plain

@@ -5,7 +5,7 @@ Nothing is loaded and nothing is fetched; a GPU is asked for its size, not used.
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -151,16 +151,18 @@ def _weights(preset: Preset | None, weights: str | None, parts: str | None, lora
         yield from _tiny(tiny.WEIGHTS if weights is None else Path(weights))
     elif weights is None:
         yield Finding(LACK, "weights", "none were named: --weights takes a folder, a file or org/name")
-    elif (name := _remote(weights)) is not None:
-        yield from _on_hub(name, parts is None)
     else:
-        yield from _on_disk(preset, _local(weights), None if parts is None else _local(parts), lora)
+        yield from _transformer(preset, weights, lora)
+        yield from _other_parts(weights, parts)
 
 
 def _tiny(folder: Path) -> Iterator[Finding]:
     for file in tiny.FILES:
-        there = (folder / file).is_file()
-        yield Finding(OK if there else BAD, file, str(folder) if there else f"there is no {folder / file}")
+        try:
+            tiny.read_part(folder / file)
+            yield Finding(OK, file, str(folder))
+        except ValueError as error:
+            yield Finding(BAD, file, str(error))
 
 
 def _remote(place: str) -> hub.HubName | None:
@@ -175,7 +177,37 @@ def _local(place: str) -> Path:
     return Path(place) if name is None else hub.cached(name) or Path(place)
 
 
-def _on_hub(name: hub.HubName, all_parts: bool) -> Iterator[Finding]:
+_NAMES = {"transformer": "transformer", "vae": "VAE", "text": "text encoder", "tokenizer": "tokenizer"}
+
+
+def _transformer(preset: Preset | None, weights: str, lora: str | None) -> Iterator[Finding]:
+    """With its LoRA where both are here; what is on the hub is looked up there."""
+    far = [name for place in (weights, lora) if place is not None and (name := _remote(place))]
+    if far:
+        for name in far:
+            yield from _on_hub(name, (hub.TRANSFORMER,))
+        yield Finding(LACK, "tensors", "whether they fit the preset is seen when they are here")
+        return
+    path, addition = _local(weights), None if lora is None else _local(lora)
+    if preset is None:
+        yield _fitting_presets(path, addition)
+    else:
+        plan = partial(plan_transformer, path, preset.transformer, addition, f"the preset {preset.name}")
+        yield _part(hub.TRANSFORMER, lambda: _described(plan()))
+
+
+def _other_parts(weights: str, parts: str | None) -> Iterator[Finding]:
+    """Where they are looked for first: in `parts` if that is given."""
+    if (name := _remote(weights if parts is None else parts)) is not None:
+        yield from _on_hub(name, hub.OTHER_PARTS)
+        return
+    folders = part_folders(_local(weights), None if parts is None else _local(parts))
+    yield _part("vae", lambda: _described(plan_vae(folders)))
+    yield _part("text", lambda: _described(plan_text_encoder(folders)))
+    yield _part("tokenizer", lambda: str(find_tokenizer(folders)))
+
+
+def _on_hub(name: hub.HubName, parts: Iterable[str]) -> Iterator[Finding]:
     try:
         files = hub.listed(name)
         if files is None:
@@ -183,28 +215,12 @@ def _on_hub(name: hub.HubName, all_parts: bool) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding(BAD, "hub", str(error))
         return
-    for part in (hub.TRANSFORMER, *(hub.OTHER_PARTS if all_parts else ())):
+    for part in parts:
         try:
             wanted = hub.wanted_files(name, files, (part,))
             yield Finding(OK, _NAMES[part], f"{len(wanted)} files on the hub, not fetched yet: {wanted[0]} ...")
         except ValueError as error:
             yield Finding(BAD, _NAMES[part], str(error))
-
-
-_NAMES = {"transformer": "transformer", "vae": "VAE", "text": "text encoder", "tokenizer": "tokenizer"}
-
-
-def _on_disk(preset: Preset | None, weights: Path, parts: Path | None, lora: str | None) -> Iterator[Finding]:
-    folders = part_folders(weights, parts)
-    addition = None if lora is None else _local(lora)
-    if preset is None:
-        yield _fitting_presets(weights, addition)
-    else:
-        plan = partial(plan_transformer, weights, preset.transformer, addition, f"the preset {preset.name}")
-        yield _part(hub.TRANSFORMER, lambda: _described(plan()))
-    yield _part("vae", lambda: _described(plan_vae(folders)))
-    yield _part("text", lambda: _described(plan_text_encoder(folders)))
-    yield _part("tokenizer", lambda: str(find_tokenizer(folders)))
 
 
 def _part(part: str, look: Callable[[], str]) -> Finding:

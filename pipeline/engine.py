@@ -26,7 +26,7 @@ from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpe
 from pipeline.conditioning import ImageConditioning, read_image
 from pipeline.context import GLOBAL_CONTEXT, choose_context
 from pipeline.cores import Shares, available_cores
-from pipeline.device import to_device
+from pipeline.device import choose_device, to_device
 from pipeline.graphs import WARM, Passes
 from pipeline.history import History, Made, Sight, Stale, stale_after
 from pipeline.kv_cache import KVCache
@@ -756,15 +756,6 @@ def _rehearse(engine: Engine) -> None:
         engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, engine.warm_image()))
     for _ in range(REHEARSED_CHUNKS):
         engine.step()
-
-
-def choose_device(name: str) -> torch.device:
-    """Raises ValueError for an unknown device, and for "cuda" where torch sees no GPU."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"no device {name!r}; it is auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check_options(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.layouts import find_parts
+from pipeline.layouts import LORA_CONFIG, find_parts
 
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 TRANSFORMER = "transformer"
@@ -124,12 +124,18 @@ def _fetched(name: HubName, parts: tuple[str, ...]) -> Path:
             return found
         raise ValueError(f"the hub cannot be reached, and {name} is neither a path here nor in the hub's cache")
     wanted = wanted_files(name, files, parts)
-    patterns = [_literal(file) for file in wanted]
+    patterns = [_literal(file) for file in (*wanted, *_lora_configs(files, wanted))]
     try:
         folder = snapshot_download(name.repository, revision=name.revision, allow_patterns=patterns)
     except Exception as error:  # a full disk, a transfer that broke: some classes are those of the hub's HTTP client
         raise ValueError(f"{name} cannot be fetched from the hub: {_first_line(error)}") from None
     return Path(folder) / name.file
+
+
+def _lora_configs(files: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """What tells the scale of a LoRA that is wanted."""
+    folders = {Path(file).parent for file in wanted}
+    return [file for file in files if Path(file).name == LORA_CONFIG and Path(file).parent in folders]
 
 
 def cached(name: HubName) -> Path | None:

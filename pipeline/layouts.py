@@ -15,6 +15,7 @@ VAE_FILE, VAE_FOLDER = "Wan2.1_VAE.pth", "vae"
 TEXT_FILE, TEXT_FOLDER = "models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"
 TOKENIZER_FOLDERS = ("google/umt5-xxl", "tokenizer")
 CONFIG = "config.json"
+LORA_CONFIG = "adapter_config.json"  # beside a LoRA, with its alpha
 WRAPPERS = ("model.", "module.")  # what training put before every name
 INNER_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")  # and before any part of it
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.layouts import transformer_name
+from pipeline.layouts import LORA_CONFIG, transformer_name
 from pipeline.tensors import Reader, Stored
 
 PREFIXES = ("base_model.model.", "base_model.", "diffusion_model.", "transformer.")
@@ -96,7 +96,7 @@ def _pair(half: _Halves, source: Path) -> Pair:
     rank = half.down.shape[0]
     if half.alpha is not None:
         return Pair(half.down, half.up, float(half.alpha.read(torch.device("cpu"), Reader())) / rank)
-    return Pair(half.down, half.up, _told_scale(source.parent / "adapter_config.json", rank))
+    return Pair(half.down, half.up, _told_scale(source.parent / LORA_CONFIG, rank))
 
 
 def _told_scale(config: Path, rank: int) -> float:

@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 
 import public_checkpoint
@@ -6,6 +7,7 @@ import pytest
 from pipeline import doctor, presets, tensors
 from pipeline import huggingface as hub
 from pipeline.checkpoint import plan_text_encoder, plan_vae
+from pipeline.tiny.load import WEIGHTS
 from stream.__main__ import main
 from stream.codec import missing_encoders
 
@@ -134,6 +136,32 @@ def test_a_name_on_the_hub_is_looked_up_and_not_fetched(monkeypatch):
     assert states(report, "Weights")["text encoder"] == doctor.BAD
     monkeypatch.setattr(hub, "listed", lambda name: None)
     assert "the hub cannot be reached" in str(examine("lingbot-world-v2-14b", "some/world"))
+
+
+def test_each_of_the_places_on_the_hub_is_looked_up(monkeypatch, written):
+    made = written("longlive")
+    known = {"some/parts": ["Wan2.1_VAE.pth", "models_t5.pth", "google/umt5-xxl/spiece.model"]}
+
+    def listed(name):
+        if name.repository not in known:
+            raise ValueError(f"there is no {name.repository} on the hub")
+        return known[name.repository]
+
+    monkeypatch.setattr(hub, "cached", lambda name: None)
+    monkeypatch.setattr(hub, "listed", listed)
+    here = examine(made.preset.name, str(made.weights), "some/parts", str(made.lora))
+    assert states(here, "Weights")["VAE"] == doctor.OK, str(here)
+    for places in (("some/parts", "some/mistyped", None), (str(made.weights), None, "some/mistyped")):
+        report = examine(made.preset.name, *places)
+        assert not report.fine and "there is no some/mistyped" in str(report)
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"version https://git-lfs.github.com/spec/v1"])
+def test_weights_of_the_tiny_world_that_cannot_be_read_are_named(tmp_path, spoilt):
+    shutil.copytree(WEIGHTS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vae.safetensors").write_bytes(spoilt)
+    report = examine("tiny", str(tmp_path))
+    assert states(report, "Weights")["vae.safetensors"] == doctor.BAD and "make it again" in str(report)
 
 
 def test_the_exit_code_says_whether_all_is_fine(capsys, tmp_path):

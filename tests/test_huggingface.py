@@ -22,6 +22,11 @@ WAN = {
     "examples/walk.mp4": b"a video",
 }
 SELF_FORCING = {"checkpoints/self_forcing_dmd.pt": b"1", "checkpoints/sid.pt": b"2", "checkpoints/ode.pt": b"3"}
+LORA = {
+    "adapter_model.safetensors": b"factors",
+    "adapter_config.json": b'{"lora_alpha": 32}',
+    "other/adapter_config.json": b"{}",
+}
 RESOLVE = """
 import sys
 from pipeline.huggingface import resolve
@@ -35,7 +40,13 @@ EVERYTHING = "transformer,vae,text,tokenizer"
 
 @pytest.fixture(scope="module")
 def hub():
-    hub = FakeHub({"some/wan": WAN, "some/forcing": SELF_FORCING, "some/papers": {"README.md": b"x"}})
+    repositories = {
+        "some/wan": WAN,
+        "some/forcing": SELF_FORCING,
+        "some/lora": LORA,
+        "some/papers": {"README.md": b"x"},
+    }
+    hub = FakeHub(repositories)
     yield hub
     hub.close()
 
@@ -61,6 +72,12 @@ def test_only_the_files_that_are_needed_are_fetched_and_only_once(hub, tmp_path)
     assert hub.fetched == []
     assert resolve("some/wan@v1", EVERYTHING, tmp_path) == str(folder), "the cache serves without the hub"
     assert resolve("some/wan@v1", EVERYTHING, tmp_path, hub.url, HF_HUB_OFFLINE="1") == str(folder)
+
+
+def test_what_tells_the_scale_of_a_lora_comes_with_it(hub, tmp_path):
+    folder = Path(resolve("some/lora", "transformer", tmp_path, hub.url))
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert found == {"adapter_model.safetensors", "adapter_config.json"}
 
 
 def test_parts_alone_come_without_the_transformer(hub, tmp_path):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from pipeline.tiny.landscape import HOURS, OVERRIDES, PLACES, WEATHERS
-from pipeline.tiny.scene import DEFAULT, Scene, Understood, merge, sentence, understand, vocabulary
+from pipeline.tiny.scene import DEFAULT, Scene, Understood, sentence, understand, vocabulary
 from pipeline.tiny.vocabulary import LONGEST_PHRASE
 
 
@@ -48,14 +48,13 @@ def test_every_scene_survives_its_own_sentence():
 
 
 def test_what_the_new_prompt_does_not_name_stays():
-    said = merge("a canyon with crystals at dusk, fog", "now at night")
-    assert understand(said).scene == named("canyon", "crystal", "night", "fog")
+    before = understand("a canyon with crystals at dusk, fog").scene
+    assert understand("now at night", before).scene == named("canyon", "crystal", "night", "fog")
 
 
 def test_a_new_place_keeps_hour_and_weather():
-    assert understand(merge("beach at dawn in the rain", "a desert")).scene == named(
-        "desert", hour="dawn", weather="rain"
-    )
+    before = understand("beach at dawn in the rain").scene
+    assert understand("a desert", before).scene == named("desert", hour="dawn", weather="rain")
 
 
 def test_no_phrase_is_longer_than_the_reader_looks():

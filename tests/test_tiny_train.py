@@ -14,7 +14,7 @@ from pipeline.tiny.plan import PLANS
 from pipeline.tiny.train import MINUTES, main, to_be_judged
 from pipeline.tiny.train_transformer import Objective, _steady
 from pipeline.tiny.train_vae import picture_loss
-from pipeline.tiny.trainee import Trainee, update_together
+from pipeline.tiny.trainee import Progress, Stop, Trainee, update_together
 from pipeline.tiny.vae import CRISP_LAYERS
 from pipeline.transformer import Transformer
 
@@ -107,6 +107,79 @@ def test_a_part_that_is_trained_on_has_those_after_it_begin_anew(run, tmp_path):
     assert after["joint_steps"] == 0, "what was learnt beside another transformer is gone"
 
 
+def test_other_latents_have_the_transformer_learn_for_all_its_minutes_again(run, tmp_path):
+    folder, before = run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    more = [MINUTES["VAE"], str(before["vae_minutes"] + 0.03), MINUTES["transformer"], "0.01"]
+    assert main([*arguments(tmp_path, "0"), *more]) == 0
+    after = json.loads((tmp_path / "result.json").read_text())
+    assert after["vae_steps"] > before["vae_steps"] and after["transformer_steps"] > before["transformer_steps"]
+
+
+def test_a_run_that_is_stopped_leaves_the_weights_of_before(run, tmp_path, monkeypatch, capsys):
+    folder, _ = run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def stopped(*parts):
+        parts[-1].asked = True
+        return {}
+
+    monkeypatch.setattr("pipeline.tiny.train.train_vae", stopped)
+    assert main(arguments(tmp_path, "0")) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    for name in (*(f"weights/{file}" for file in FILES), "result.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_what_is_learnt_is_kept_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.tiny.trainee.SAVE_SECONDS", 0.0)
+    trainee = Trainee(torch.nn.Linear(3, 1), 1e-2, tmp_path / "layer.pt")
+    with Stop() as stop:
+        Progress("layer", 1.0, stop, trainee).step(torch.zeros(()))
+    assert (tmp_path / "layer.pt").exists()
+
+
+def test_a_checkpoint_of_another_device_goes_on_by_this_ones_rules(tmp_path):
+    trainee = muon_trainee(tmp_path)
+    muon_step(trainee, torch.randn(4, 8), torch.zeros(4, 8))
+    trainee.save(1.0)
+    state = torch.load(trainee.path, weights_only=True)
+    state["optimizers"][0]["param_groups"][0] |= {"capturable": True, "lr": torch.tensor(0.5)}
+    torch.save(state, trainee.path)
+    group = muon_trainee(tmp_path)._optimizers[0].param_groups[0]
+    assert group["capturable"] is False and group["lr"] == 0.0
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_a_sentence(tmp_path):
+    Trainee(torch.nn.Linear(3, 1), 1e-2, tmp_path / "layer.pt").save(1.0)
+    for other, matrices in ((torch.nn.Linear(4, 1), False), (torch.nn.Linear(3, 1), True)):
+        with pytest.raises(ValueError, match=r"--begin-with .*weights"):
+            Trainee(other, 1e-2, tmp_path / "layer.pt", matrices=[other.weight] if matrices else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((MINUTES["VAE"], "ten"), "'ten' are no minutes"),
+        (("--alone-share", "half"), "'half' is no share"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_what_would_be_one(capsys, given, says):
+    with pytest.raises(SystemExit):
+        main(list(given))
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--device", "--draw-device"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_trained(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    given = {"--device": "cuda", "--draw-device": "cuda:1"}[option]
+    with pytest.raises(ValueError, match=r"torch sees no"):
+        main(["--out", str(tmp_path / "run"), option, given])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_part_of_no_minutes_leaves_what_the_run_began_with(run, tmp_path):
     folder, _ = run
     begun = [*arguments(tmp_path, "0"), MINUTES["joint training"], "0.01", "--begin-with", str(folder / "weights")]
@@ -182,7 +255,7 @@ def test_a_layer_learns_by_muon_and_goes_on_from_its_checkpoint(tmp_path):
     trainee.save(1.0)
     again = muon_trainee(tmp_path)
     assert [muon_step(again, x, wanted) for _ in range(3)] == [muon_step(trainee, x, wanted) for _ in range(3)]
-    with pytest.raises(ValueError, match="with other optimizers"):
+    with pytest.raises(ValueError, match="with other layers or optimizers"):
         Trainee(torch.nn.Linear(8, 8), 1e-2, tmp_path / "layer.pt")
 
 

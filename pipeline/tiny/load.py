@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def load_tiny(device: torch.device | str = "cpu", folder: Path = WEIGHTS) -> Tin
 
     Raises ValueError that names the file when one is missing or does not fit.
     """
-    tensors = [_read(folder / name) for name in FILES]
+    tensors = [read_part(folder / name) for name in FILES]
     world = make_tiny(crisp=any(name.startswith("decode_latent.crisp") for name in tensors[1]))
     for part, learnt, name in zip(world, tensors, FILES, strict=True):
         _fill(part, learnt, folder / name)
@@ -54,7 +54,7 @@ def take_over(world: TinyWorld, folder: Path) -> list[str]:
     """
     anew = []
     for part, name in zip(world, FILES, strict=True):
-        own, learnt = part.state_dict(), _read(folder / name)
+        own, learnt = part.state_dict(), read_part(folder / name)
         fitting = {key: value for key, value in learnt.items() if key in own and own[key].shape == value.shape}
         part.load_state_dict(fitting, strict=False)
         anew += [key for key in own if key not in fitting]
@@ -69,11 +69,15 @@ def save_tiny(world: TinyWorld, folder: Path, made_by: dict[str, str]) -> None:
         save_file(tensors, folder / name, metadata=made_by)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_part(path: Path) -> dict[str, Tensor]:
+    """One file's tensors as float32. Raises ValueError that names it where it is missing or cannot be read."""
     if not path.is_file():
         raise ValueError(f"there is no {path}, a part of the tiny world's weights; make them: chunkcast train tiny")
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): fetch or make it again") from None
 
 
 def _fill(part: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

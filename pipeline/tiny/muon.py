@@ -46,8 +46,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def matrices_of(module: nn.Module) -> list[nn.Parameter]:
-    """What Muon is for: all weights of a module that are matrices or convolutions."""
-    return [weight for weight in module.parameters() if weight.ndim > 1]
+    """What Muon is for: all weights of a module that are matrices or convolutions of pictures."""
+    return [weight for weight in module.parameters() if weight.ndim in (2, 4)]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -73,11 +73,6 @@ def understand(prompt: str, rest: Scene = DEFAULT) -> Understood:
     return Understood(scene, tuple(read.unknown), tuple((word, name(meaning)) for word, meaning in shown.items()))
 
 
-def merge(previous: str, prompt: str) -> str:
-    """The sentence of `prompt` said after `previous`: what the new one does not name stays."""
-    return sentence(understand(prompt, understand(previous).scene).scene)
-
-
 def sentence(scene: Scene) -> str:
     """What `scene` shows, such as "a snowy forest with crystals at night, fog"; understanding it gives `scene` again.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.device import choose_device
 from pipeline.presets import find_preset
 from pipeline.tiny.drawer import compile_renderer
 from pipeline.tiny.load import TinyWorld, make_tiny, save_tiny, take_over
@@ -36,30 +37,34 @@ MINUTES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, write the weights and a JSON of what was reached; 0, or 130 when stopped early with all kept."""
+    """Train, write the weights and a JSON of what was reached; 0, or 130 when stopped early with all kept.
+
+    Raises ValueError for a device that is not there, and for a folder of another version.
+    """
     options = _parser().parse_args(argv)
-    plan = _plan(options)
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if options.device == "auto" else options.device)
-    folder = Path(options.out)
+    plan, folder = _plan(options), _folder(options)
+    device, draw_device = choose_device(options.device), _second_gpu(options.draw_device)
     folder.mkdir(parents=True, exist_ok=True)
+    made_by, begun = _made_by(device, argv), time.monotonic()
     _prepare(device)
-    stop, begun = Stop(), time.monotonic()
-    world = TinyWorld(*(part.to(device) for part in _beginning(options)))
-    world.vae.to(memory_format=torch.channels_last)
-    world, facts = _train(world, plan, folder, device, stop, options.draw_device)
-    made_by = _made_by(device, argv)
+    with Stop() as stop:
+        world = TinyWorld(*(part.to(device) for part in _beginning(options)))
+        world.vae.to(memory_format=torch.channels_last)
+        world, facts = _train(world, plan, folder, device, stop, draw_device)
+        if stop.asked:
+            print("stopped: the same command goes on; weights are written at its end", flush=True)
+            return 130
     save_tiny(world, folder / "weights", made_by)
     result = {**made_by, "seconds": round(time.monotonic() - begun, 1), **facts, "plan": asdict(plan)}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
-    return 130 if stop.asked else 0
+    return 0
 
 
 def to_be_judged(argv: list[str]) -> Path | None:
     """The weights of a training with these arguments, which benchmarks.tiny_world should see; None for a small one."""
     options = _parser().parse_args(argv)
-    return Path(options.out) / "weights" if options.size == "full" and options.benchmark else None
+    return _folder(options) / "weights" if options.size == "full" and options.benchmark else None
 
 
 def _train(
@@ -82,7 +87,11 @@ def _train(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chunkcast train tiny", description=main.__doc__)
-    parser.add_argument("--out", default="runs/tiny", help="folder of checkpoints and weights; an earlier run goes on")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="checkpoints and weights; an earlier run goes on (default: runs/tiny, of small ones runs/small)",
+    )
     parser.add_argument("--size", choices=PLANS, default="full", help="small: a minute on a CPU, to see that it works")
     for part, flag in MINUTES.items():
         parser.add_argument(flag, type=_minutes, help=f"minutes for the {part}, earlier runs included; 0: not at all")
@@ -106,17 +115,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    minutes = _number(text)
     if not 0 <= minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} are no minutes; they are a number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} are no minutes; they are a number from 0")
     return minutes
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; it is from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; it is from 0 to 1")
     return share
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    return Path(options.out or ("runs/tiny" if options.size == "full" else "runs/small"))
+
+
+def _second_gpu(name: str | None) -> str | None:
+    """Raises ValueError unless torch sees this GPU, before anything has been trained."""
+    count = torch.cuda.device_count()
+    if name is not None and name not in (seen := [f"cuda:{index}" for index in range(count)]):
+        raise ValueError(f"there is no {name} to draw on; torch sees {', '.join(seen) or 'no GPU'}")
+    return name
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -143,13 +171,21 @@ def _beginning(options: argparse.Namespace) -> TinyWorld:
 
 def _made_by(device: torch.device, argv: list[str] | None) -> dict[str, str]:
     arguments = sys.argv[1:] if argv is None else argv
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "command": " ".join(["chunkcast train tiny", *arguments]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # there is no git here
+        return "unknown"
+    return made.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SHOTS_SEED = 1
 FRESH_SEED, STEPS_A_REFRESH = 10**5, 32
 """After so many steps some clips are new, or the transformer would know them by heart."""
 TRUE_SHARE = 3
-"""One clip of so many is decoded from its true latents: somebody's picture must be shown as it is."""
+"""One clip of so many, rounded down, is decoded from its true latents: somebody's picture must be shown as it is."""
 
 
 class Learners(NamedTuple):
@@ -82,12 +82,11 @@ def train_jointly(
         Trainee(objective, plan.joint_rate / 2, folder / "joint-objective.pt", matrices=objective.matrices),
         Trainee(decoder, plan.joint_rate, folder / "joint-decoder.pt", matrices=matrices_of(decoder)),
     )
-    progress = Progress("joint", plan.joint_minutes, learners.decoder.spent, stop)
+    progress = Progress("joint", plan.joint_minutes, stop, *learners)
     if progress.goes_on:
         print(f"joint: before {measured(vae, objective, plan, device)}", flush=True)
         _train(Lesson(vae, learners), learners, progress, plan, device)
-        for learner in learners:
-            learner.save(progress.elapsed)
+        progress.save()
     objective.load_state_dict(learners.objective.average.state_dict())
     vae.decode_latent.load_state_dict(learners.decoder.average.state_dict())
     for part in (vae, objective):

@@ -21,10 +21,10 @@ def train_recogniser(
 ) -> dict[str, float]:
     """Fill `recogniser` with the moving average of its training on still pictures, also cropped, turned and spoilt."""
     trainee = Trainee(recogniser, plan.recogniser_rate, folder / "recogniser.pt")
-    progress = Progress("recogniser", plan.recogniser_minutes, trainee.spent, stop)
+    progress = Progress("recogniser", plan.recogniser_minutes, stop, trainee)
     if progress.goes_on:
         _train_recogniser(trainee, vae, progress, plan, device)
-        trainee.save(progress.elapsed)
+        progress.save()
     recogniser.load_state_dict(trainee.average.state_dict())
     right = _recognised(recogniser.eval().requires_grad_(False), vae, plan, device)
     print(f"recogniser: held out {right}", flush=True)

@@ -21,6 +21,7 @@ from pipeline.sampler import TRAINING_STEPS
 from pipeline.tiny.clips import FADE_LATENTS, ClipMaker
 from pipeline.tiny.drawer import Drawer, Drawn, draw, drawing
 from pipeline.tiny.load import TinyWorld
+from pipeline.tiny.muon import matrices_of
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
 from pipeline.tiny.teacher_forcing import STREAMS, alone, teacher_forcing
 from pipeline.tiny.train_vae import decode_clip, encode_clip, psnr
@@ -72,11 +73,13 @@ class Pool:
         """What is drawn is half the training's wealth: a run that goes on does not begin with a few clips."""
         part = path.with_suffix(".part")
         full = slice(0, self.filled)
-        torch.save({"latents": self.latents[full], "pose": self.pose[full], "scenes": self.scenes[full]}, part)
+        clips = {"latents": self.latents[full], "pose": self.pose[full], "scenes": self.scenes[full]}
+        torch.save(clips | {"added": self.added}, part)
         part.replace(path)
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.pose.device, weights_only=True)
+        self.added = state.pop("added", len(state["pose"]))
         self.filled = min(len(self.pose), len(state["pose"]))
         self.next = self.filled
         for name, value in state.items():
@@ -100,7 +103,7 @@ class Objective(nn.Module):
     @property
     def matrices(self) -> list[nn.Parameter]:
         """Of the transformer's blocks."""
-        return [p for block in self.transformer.blocks for p in block.parameters() if p.ndim == 2]
+        return matrices_of(self.transformer.blocks)
 
     def loss(self, latents: Tensor, pose: Tensor, scenes: Tensor, dreams: int) -> Tensor:
         """Mean squared error of the chunks; the past is what the model made of it, `dreams` deep.
@@ -211,19 +214,20 @@ def train_transformer(
     objective = Objective(world, preset).to(device)
     compile_blocks(objective)
     trainee = Trainee(objective, plan.rate, folder / "transformer.pt", matrices=objective.matrices)
-    progress = Progress("transformer", plan.minutes, trainee.spent, stop)
+    progress = Progress("transformer", plan.minutes, stop, trainee)
     pool = Pool.empty(plan.pool, plan.chunks, preset, device)
     if progress.goes_on:
         if (folder / "pool.pt").exists():
             pool.load(folder / "pool.pt")
-        _train(trainee, progress, pool, plan, world.vae, draw_device)
-        trainee.save(progress.elapsed)
-        pool.save(folder / "pool.pt")
         forget(folder, "joint-*.pt")  # which began with another one
+        _train(trainee, progress, pool, plan, world.vae, draw_device)
+        progress.save()
+        pool.save(folder / "pool.pt")
     best = trainee.average
     held_out = measured(best, world.vae, plan, device)
     print(f"transformer: held out {held_out}", flush=True)
-    facts = {"transformer_steps": trainee.steps, "transformer_minutes": progress.elapsed, "clips_drawn": pool.added}
+    facts = {"transformer_steps": trainee.steps, "transformer_minutes": progress.elapsed}
+    facts |= {"clips_drawn": pool.added} if pool.added else {}  # by an earlier run, if this one had nothing to do
     return world._replace(transformer=best.transformer, text=best.text), held_out | facts
 
 

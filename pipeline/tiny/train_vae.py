@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.tiny.clips import ClipMaker
 from pipeline.tiny.muon import matrices_of
 from pipeline.tiny.plan import HELD_OUT_SEED, Plan
-from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee, forget
+from pipeline.tiny.trainee import Graphed, Progress, Stop, Trainee, forget, have_trained_again
 from pipeline.tiny.vae import TinyVAE
 
 LATENTS = 2
@@ -23,11 +23,12 @@ means of a window's gradients they are told."""
 def train_vae(vae: TinyVAE, plan: Plan, folder: Path, device: torch.device, stop: Stop) -> dict[str, float]:
     """Fill `vae` with the moving average of its training; what was reached on held-out pictures."""
     trainee = Trainee(vae, plan.vae_rate, folder / "vae.pt", matrices=matrices_of(vae))
-    progress = Progress("vae", plan.vae_minutes, trainee.spent, stop)
+    progress = Progress("vae", plan.vae_minutes, stop, trainee)
     if progress.goes_on:
-        _train(trainee, progress, plan, device)
-        trainee.save(progress.elapsed)
         forget(folder, "pool.pt", "joint-*.pt", "recogniser.pt")  # of other latents
+        have_trained_again(folder / "transformer.pt")
+        _train(trainee, progress, plan, device)
+        progress.save()
     vae.load_state_dict(trainee.average.state_dict())
     _set_statistics(vae.eval(), plan, device)
     return measured(vae, plan, device) | {"vae_steps": trainee.steps, "vae_minutes": progress.elapsed}
@@ -100,7 +101,8 @@ def _edges(pictures: Tensor) -> list[Tensor]:
     windows that half overlap; across and down apart, colours together."""
     across, down = pictures.diff(dim=-1)[..., :-1, :], pictures.diff(dim=-2)[..., :-1]
     energy = torch.stack((across, down)).square().mean(3).flatten(0, 2) + 1e-6  # the root of 0 has no slope
-    means = (F.avg_pool2d(energy ** (power / 2), EDGE_WINDOW, EDGE_WINDOW // 2) for power in EDGE_POWERS)
+    windows = {"kernel_size": EDGE_WINDOW, "stride": EDGE_WINDOW // 2, "ceil_mode": True}
+    means = (F.avg_pool2d(energy ** (power / 2), **windows) for power in EDGE_POWERS)
     return [(mean + 1e-8) ** (1 / power) for mean, power in zip(means, EDGE_POWERS, strict=True)]
 
 

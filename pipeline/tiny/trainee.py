@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.tiny.muon import Muon
 
 EMA_DECAY = 0.9993
-REPORT_SECONDS = 5.0
+REPORT_SECONDS, SAVE_SECONDS = 5.0, 120.0
 WARMUP = 0.03
 """Share of a part's time in which the rate rises."""
 LEVEL = 0.5
@@ -23,61 +22,27 @@ GRAPH_WARMUPS = 3
 
 
 class Stop:
-    """Ctrl-C asks for an end after the step and prints `saying`; a second one ends at once."""
+    """Ctrl-C or SIGTERM asks for an end after the step and prints `saying`; a second one ends at once.
+
+    As a context, it gives the signals back at its end.
+    """
 
     def __init__(self, saying: str = "stopping after this step; the checkpoint is kept") -> None:
         self.asked, self._saying = False, saying
-        signal.signal(signal.SIGINT, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __enter__(self) -> "Stop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
         print(self._saying, flush=True)
-
-
-@dataclass
-class Progress:
-    """How much of a part's minutes is gone, those of earlier runs (`spent`) included; prints a line now and then."""
-
-    name: str
-    minutes: float
-    spent: float
-    stop: Stop
-
-    def __post_init__(self) -> None:
-        self.steps = 0
-        self._begun = self._reported = time.monotonic()
-        self._losses: list[Tensor] = []
-
-    @property
-    def elapsed(self) -> float:
-        """Minutes."""
-        return self.spent + (time.monotonic() - self._begun) / 60
-
-    @property
-    def share(self) -> float:
-        return min(1.0, self.elapsed / self.minutes) if self.minutes > 0 else 1.0
-
-    @property
-    def goes_on(self) -> bool:
-        """Until the time is over or Ctrl-C; a part with any minutes that never made a step makes one."""
-        if self.stop.asked or self.minutes == 0:
-            return False
-        return self.share < 1 or not (self.steps or self.spent)
-
-    def step(self, loss: Tensor) -> None:
-        self.steps += 1
-        self._losses.append(loss.detach().clone())  # a graph writes the next one to the same place
-        if time.monotonic() - self._reported > REPORT_SECONDS:
-            self.report()
-
-    def report(self) -> None:
-        """Print the mean loss since the last report. The GPU is waited for, so that time counts its work."""
-        loss = float(torch.stack(self._losses).mean()) if self._losses else float("nan")
-        left = max(0.0, self.minutes - self.elapsed)
-        print(f"{self.name}: step {self.steps}, loss {loss:.4f}, {left:.1f} min left", flush=True)
-        self._reported, self._losses = time.monotonic(), []
 
 
 class Trainee:
@@ -160,16 +125,76 @@ class Trainee:
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location=self._decay.device, weights_only=True)
+        own = [optimizer.state_dict() for optimizer in self._optimizers]
+        if _sizes(state["optimizers"]) != _sizes(own) or _shapes(state["module"]) != _shapes(self.module.state_dict()):
+            raise ValueError(
+                f"{self.path} is of another version, with other layers or optimizers; another --out begins anew, with "
+                f"--begin-with {self.path.parent / 'weights'} from the weights that were reached there"
+            )
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
-        if len(state["optimizers"]) != len(self._optimizers):
-            raise ValueError(
-                f"{self.path} was trained with other optimizers, by another version; another --out begins anew"
-            )
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, saved, here in zip(self._optimizers, state["optimizers"], own, strict=True):
+            # Whether a graph may hold it is this device's matter, not that of the one that it was saved on.
+            optimizer.load_state_dict(saved | {"param_groups": here["param_groups"]})
         self.spent, self.steps = state["spent"], state["steps"]
         print(f"{self.path.name}: going on after {self.spent:.1f} min", flush=True)
+
+
+class Progress:
+    """How much of a part's minutes is gone, those of earlier runs included; prints a line now and then.
+
+    What its `learners` have learnt is kept every SAVE_SECONDS, so that a run that dies loses no more.
+    """
+
+    def __init__(self, name: str, minutes: float, stop: Stop, *learners: Trainee) -> None:
+        self.minutes, self._name, self._stop, self._learners = minutes, name, stop, learners
+        self.steps, self.spent = 0, learners[0].spent
+        self._begun = self._reported = self._saved = time.monotonic()
+        self._losses: list[Tensor] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Minutes."""
+        return self.spent + (time.monotonic() - self._begun) / 60
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.elapsed / self.minutes) if self.minutes > 0 else 1.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Until the time is over or Ctrl-C; a part with any minutes that never made a step makes one."""
+        if self._stop.asked or self.minutes == 0:
+            return False
+        return self.share < 1 or not (self.steps or self.spent)
+
+    def step(self, loss: Tensor) -> None:
+        self.steps += 1
+        self._losses.append(loss.detach().clone())  # a graph writes the next one to the same place
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self.report()
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def report(self) -> None:
+        """Print the mean loss since the last report. The GPU is waited for, so that time counts its work."""
+        loss = float(torch.stack(self._losses).mean()) if self._losses else float("nan")
+        left = max(0.0, self.minutes - self.elapsed)
+        print(f"{self._name}: step {self.steps}, loss {loss:.4f}, {left:.1f} min left", flush=True)
+        self._reported, self._losses = time.monotonic(), []
+
+    def save(self) -> None:
+        for learner in self._learners:
+            learner.save(self.elapsed)
+        self._saved = time.monotonic()
+
+
+def _sizes(optimizers: list[dict]) -> list[list[int]]:
+    return [[len(group["params"]) for group in optimizer["param_groups"]] for optimizer in optimizers]
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def update_together(loss: Tensor, *trainees: Trainee) -> None:
@@ -186,6 +211,14 @@ def forget(folder: Path, *patterns: str) -> None:
     for pattern in patterns:
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def have_trained_again(path: Path) -> None:
+    """What is kept there has all its minutes before it again, as what it learns from has changed."""
+    if path.exists():
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        torch.save(state | {"spent": 0.0}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
 
 
 class Graphed:
