@@ -1,7 +1,8 @@
 """Sessions over HTTP: create, read, delete, and their files. /openapi.json describes it; tokens travel in a header.
 
 A session that is made here is watched by /ws (a `hello` with its token) or by WHEP (`/whep?session=TOKEN`). Until then
-it waits for its viewer as one whose connection broke: for 10 s, and as long as it is asked for by GET.
+it waits for its viewer as one whose connection broke, for 10 s. In line a GET renews them, so that who asks keeps the
+place; the slot that follows is held by a picture or a connection alone.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import ValidationError, field_validator
@@ -29,9 +30,12 @@ from stream.worker import first_frame
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_FILE_BYTES = 96 * 2**20
+MAX_UPLOADS = 2
+"""So many session files are received at a time, each on the disk until it is loaded."""
 MAX_CHUNKS = 200_000
 """More a session that is put here must not have had: to know what its prompts did, they are counted through."""
 FILE_SECONDS = 20.0
+UPLOAD_RETRY_SECONDS = 10
 JSON, FILE, IMAGE = "application/json", "application/octet-stream", "image/*"
 UNKNOWN = "there is no such session: it has ended, or the token is not the one that it was made with"
 
@@ -152,7 +156,7 @@ class _Api:
 
     def __init__(self, hub: Hub, archive: Archive, doors: Doors, catalogue: Catalogue) -> None:
         self._hub, self._archive, self._doors, self._catalogue = hub, archive, doors, catalogue
-        self._fitter, self._sending = Fitter(), set[str]()
+        self._fitter, self._sending, self._uploads = Fitter(), set[str](), 0
         self._loading = asyncio.Lock()  # one file at a time is in memory
 
     async def presets(self) -> list[Preset]:
@@ -179,15 +183,18 @@ class _Api:
         self._check_access(request)
         _check_type(request, FILE)
         world = self._world()
-        with tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
+        with _when_full():
+            self._hub.check_line()
+        with self._one_upload(), tempfile.NamedTemporaryFile(prefix="chunkcast-", suffix=".session") as file:
             await body.receive(request, file.write, UPLOAD_SECONDS, MAX_FILE_BYTES)
             file.flush()
             async with self._loading:
                 data = await asyncio.to_thread(_load, Path(file.name), world)
+            data = await self._with_fitted_picture(data, world)
         return self._created(response, lambda: self._hub.resume_copy(data))
 
     async def read(self, session: str, request: Request) -> Described:
-        """What a session is now. Who asks counts as there."""
+        """What a session is now. Who asks in line counts as there."""
         found = await self._find(session, request)
         if isinstance(found, Viewer):
             self._hub.poll(found)
@@ -224,15 +231,7 @@ class _Api:
             raise HTTPException(409, f"the preset {world.preset} takes no picture, only a prompt")
         with self._one_picture(viewer), tempfile.TemporaryFile(prefix="chunkcast-") as file:
             await body.receive(request, file.write, UPLOAD_SECONDS, protocol.MAX_PICTURE_BYTES)
-            file.seek(0)
-            try:
-                viewer.picture = await self._fitter.fit(file, world.height, world.width)
-            except ValueError as error:
-                self._hub.metrics.refuse("picture")
-                raise HTTPException(400, str(error)) from None
-            except Busy as error:
-                self._hub.metrics.refuse("picture")
-                raise HTTPException(503, str(error), {"Retry-After": "10"}) from None
+            viewer.picture = await self._fitted(file, world)
         return Picture(image=name_of(viewer.picture))
 
     # Inside.
@@ -249,6 +248,41 @@ class _Api:
         finally:
             self._sending.discard(viewer.session.token)
 
+    @contextlib.contextmanager
+    def _one_upload(self) -> Iterator[None]:
+        """Few session files come at a time: each may take MAX_FILE_BYTES of the disk."""
+        if self._uploads >= MAX_UPLOADS:
+            self._hub.metrics.refuse("upload")
+            reason = f"{MAX_UPLOADS} session files are being received, and no more are taken at a time: wait a moment"
+            raise HTTPException(429, reason, {"Retry-After": str(UPLOAD_RETRY_SECONDS)})
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    async def _with_fitted_picture(self, data: Data, world: World) -> Data:
+        """The engine decodes what a session begins with, so a stranger's picture is made anew before it gets there. One
+        of the world's size keeps its pixels, and the session its bits."""
+        if data.spec.image is None:
+            return data
+        with tempfile.TemporaryFile(prefix="chunkcast-") as file:
+            await asyncio.to_thread(file.write, data.spec.image)
+            picture = await self._fitted(file, world)
+        return dataclasses.replace(data, spec=dataclasses.replace(data.spec, image=picture))
+
+    async def _fitted(self, file: IO[bytes], world: World) -> bytes:
+        """The picture that was written to a file as one of the world's size, decoded in a process of its own."""
+        file.seek(0)
+        try:
+            return await self._fitter.fit(file, world.height, world.width)
+        except ValueError as error:
+            self._hub.metrics.refuse("picture")
+            raise HTTPException(400, str(error)) from None
+        except Busy as error:
+            self._hub.metrics.refuse("picture")
+            raise HTTPException(503, str(error), {"Retry-After": "10"}) from None
+
     def _check_access(self, request: Request) -> None:
         """Who makes a session needs the server's token, where it has one; from then on the session's own."""
         try:
@@ -263,10 +297,8 @@ class _Api:
         return self._hub.world
 
     def _created(self, response: Response, make: Callable[[], Viewer]) -> Created:
-        try:
+        with _when_full():
             viewer = make()
-        except ValueError as error:
-            raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
         response.headers["Location"] = f"/api/sessions/{viewer.session.name}"
         return Created(token=viewer.session.token, **self._describe(viewer).model_dump())
 
@@ -299,6 +331,15 @@ class _Api:
             return await asyncio.wait_for(got, FILE_SECONDS)
         except TimeoutError:
             raise HTTPException(503, "the engine is busy: try again in a moment", {"Retry-After": "5"}) from None
+
+
+@contextlib.contextmanager
+def _when_full() -> Iterator[None]:
+    """What the hub says when it takes no one more becomes an answer."""
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
 
 
 def _described(world: World) -> dict[str, Any]:
@@ -350,6 +391,8 @@ def _load(path: Path, world: World) -> Data:
         raise HTTPException(400, str(error).replace(str(path), "the body")) from None
     if data.preset != world.preset:
         raise HTTPException(400, f"the session is of the preset {data.preset[:40]!r}; {world.preset!r} is served here")
+    if data.spec.image is not None and world.image == "none":
+        raise HTTPException(400, f"the session begins with a picture; {world.preset!r} takes none, only a prompt")
     if data.chunk > MAX_CHUNKS:
         raise HTTPException(400, f"the session had {data.chunk} chunks; at most {MAX_CHUNKS} are taken")
     if len(data.latents) < min(data.chunk, world.resume_chunks):

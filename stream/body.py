@@ -11,20 +11,32 @@ from starlette.requests import ClientDisconnect
 async def receive(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int) -> None:
     """Hand what comes to `write`.
 
-    Raises HTTPException: 413 for more than `limit` bytes, 408 for more than `seconds`, 400 when it ends early.
+    Raises HTTPException: 413 for more than `limit` bytes, before any is read where the head says so, 408 for more than
+    `seconds`, 400 when it ends early.
     """
     size = 0
+    _check_size(_announced(request), limit)
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
-                if size > limit:
-                    raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
+                _check_size(size, limit)
                 write(part)
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
     except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
         raise HTTPException(400, "the body was cut short") from None
+
+
+def _announced(request: Request) -> int:
+    """What the head says that the body's length is; 0 where it says none."""
+    given = request.headers.get("content-length", "")
+    return int(given[:18]) if given.isascii() and given.isdigit() else 0  # more digits are too many, however they go on
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise HTTPException(413, f"the body is too long; at most {limit} bytes are taken")
 
 
 async def read(request: Request, seconds: float, limit: int) -> bytes:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -106,7 +106,11 @@ class Recording:
         self._shift = None
 
     def write(self, frame: av.VideoFrame, fps: int) -> None:
-        """Add a frame; one that is not later than the one before is put just after it."""
+        """Add a frame; one that is not later than the one before is put just after it. ValueError when it cannot be."""
+        with self._writing():
+            self._write(frame, fps)
+
+    def _write(self, frame: av.VideoFrame, fps: int) -> None:
         if self._container is None:
             self._open(frame, fps)
         ticks = round(frame.pts * frame.time_base * _TICKS)
@@ -128,11 +132,27 @@ class Recording:
     def __enter__(self) -> "Recording":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._container is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(ValueError) if kind else contextlib.nullcontext(), self._writing():
+            self._close()  # what went wrong first is what is said
+
+    def _close(self) -> None:
+        if self._container is None:
+            return
+        try:
             with contextlib.suppress(av.error.EOFError):
                 self._container.mux(self._stream.encode(None))
+        finally:
             self._container.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses is told in a sentence."""
+        try:
+            yield
+        except (OSError, av.error.FFmpegError) as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"{self._path} cannot be written ({reason}): give it another name or more room") from None
 
 
 class _Viewer:
@@ -150,9 +170,11 @@ class _Viewer:
         self._failures = 0
         self._refused: str | None = None
         self._live: protocol.Live | None = None
+        self._failed: BaseException | None = None
 
     async def run(self) -> None:
-        """Until all frames are there. Raises Over; ValueError when the server is out of reach."""
+        """Until all frames are there. Raises Over; ValueError when the server is out of reach, and what the recording
+        raises, once the slot is given back."""
         while not self._done.is_set():
             try:
                 await self._visit()
@@ -162,6 +184,8 @@ class _Viewer:
                     raise ValueError(f"{self._address} is out of reach ({error}); is the server up?") from None
                 self._say(f"the connection broke ({error}); trying again")
                 await asyncio.sleep(min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures))
+        if self._failed:
+            raise self._failed
 
     async def _visit(self) -> None:
         """One connection, until it breaks or all is seen."""
@@ -253,7 +277,7 @@ class _Viewer:
         if self._picture is None and self._live and self._begun:
             self._say(f"live, with the seed {self._live.seed}")
             self._recording.begin_again()
-            self._picture = _Picture(self._welcome.ice_servers, self._take)
+            self._picture = _Picture(self._welcome.ice_servers, self._take, self._fail)
             try:
                 await self._picture.fetch(urljoin(self._address, "whep?session="), self._welcome.token)
             except Over as over:  # a session that has just ended has no picture: /ws says why
@@ -280,14 +304,24 @@ class _Viewer:
         if seen >= self._wish.frames:
             self._done.set()
 
+    def _fail(self, error: BaseException) -> None:
+        """A frame could not be taken: nothing more is to be seen, and run() says why."""
+        self._failed = error
+        self._done.set()
+
 
 class _Picture:
-    """One WebRTC connection that receives; `take` gets each frame."""
+    """One WebRTC connection that receives; `take` gets each frame, and `fail` what it raised."""
 
-    def __init__(self, servers: tuple[protocol.IceServer, ...], take: Callable[[av.VideoFrame], Any]) -> None:
+    def __init__(
+        self,
+        servers: tuple[protocol.IceServer, ...],
+        take: Callable[[av.VideoFrame], Any],
+        fail: Callable[[BaseException], None],
+    ) -> None:
         ice = [RTCIceServer(list(one.urls), one.username, one.credential) for one in servers]
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=ice))
-        self._take, self._location = take, ""
+        self._take, self._fail, self._location = take, fail, ""
         self._connection.on("track", self._begin)
         self._receiving: asyncio.Task[None] | None = None
 
@@ -301,11 +335,17 @@ class _Picture:
 
     def _begin(self, track: MediaStreamTrack) -> None:
         self._receiving = asyncio.ensure_future(self._receive(track))
+        self._receiving.add_done_callback(self._received)
 
     async def _receive(self, track: MediaStreamTrack) -> None:
         with contextlib.suppress(MediaStreamError):
             while True:
                 await self._take(await track.recv())
+
+    def _received(self, receiving: asyncio.Task[None]) -> None:
+        """No one awaits the task: what ended it must be handed on, or the viewer waits for ever."""
+        if not receiving.cancelled() and (error := receiving.exception()):
+            self._fail(error)
 
     async def close(self) -> None:
         """End the connection and say so."""

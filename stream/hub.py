@@ -127,7 +127,7 @@ class Hub:
         return viewer
 
     def _join(self, session: Session, hear: Hear) -> Viewer:
-        self._check_line()
+        self.check_line()
         viewer = Viewer(session, hear, self._clock(), self._clock(), **buckets(self._clock))
         viewer.applied = session.data.held.sequence if session.data else 0
         viewer.keep_every = KEEP_SECONDS
@@ -138,7 +138,8 @@ class Hub:
         self._advance()
         return viewer
 
-    def _check_line(self) -> None:
+    def check_line(self) -> None:
+        """Raise ValueError, with a sentence, when no one else can be taken: to be asked before much is done for one."""
         if self._closing is not None:
             self.metrics.refuse("closing")
             raise ValueError(self._closing)
@@ -155,8 +156,11 @@ class Hub:
         viewer.hear(news.welcome(viewer, self.world, self.ice_servers, self.audience.is_allowed))
 
     def poll(self, viewer: Viewer) -> None:
-        """Someone asks for a session that waits for its viewer: it waits on, and is live if there is room now."""
-        if viewer.session.lost_at is not None and viewer.session.state is not State.PARKED:
+        """Someone asks for a session that waits for its viewer in line: it waits on, and is live if there is room now.
+
+        A slot is not held by asking: others wait for it, and GRACE_SECONDS are enough to fetch the picture.
+        """
+        if viewer.session.lost_at is not None and viewer.session.state is State.QUEUED:
             self._line.return_(viewer.session)
             self._advance()
             self._line.lose(viewer.session, self._clock())
@@ -198,7 +202,7 @@ class Hub:
         """The viewer is there again, on another connection: all is as it was. ValueError when the line is full."""
         session = viewer.session
         if session.state is State.PARKED:
-            self._check_line()
+            self.check_line()
         if session.lost_at is None and viewer.hear is not no_one:
             viewer.hear(protocol.Ended(reason="This world is watched from another connection now."))
         viewer.hear, viewer.welcomed, viewer.told = hear, False, None
@@ -209,10 +213,18 @@ class Hub:
         viewer.fetched = viewer.active = self._clock()
         self._welcome(viewer)
         if session.state is State.LIVE:
-            viewer.hear(news.live(viewer))
-            if viewer.paused:
-                self._steering.tell_paused(viewer, session.sequence)
+            self._tell_how_it_is(viewer)
+        else:
+            viewer.scene = None  # this connection has not heard it: it is told anew with the next chunk
         self._advance()
+
+    def _tell_how_it_is(self, viewer: Viewer) -> None:
+        """What a connection that was not there before does not know of a live world."""
+        viewer.hear(news.live(viewer))
+        if viewer.scene:
+            viewer.hear(viewer.scene)
+        if viewer.paused:
+            self._steering.tell_paused(viewer, viewer.session.sequence)
 
     def lose(self, viewer: Viewer, hear: Hear) -> None:
         """The connection that hears by `hear` broke; slot or place stay for a while, if it is still the viewer's."""
@@ -508,6 +520,8 @@ class Hub:
     def _see_to_live(self, viewer: Viewer, now: float) -> None:
         session = viewer.session
         self._steering.release_stale(viewer, now)
+        if not self._others_wait:
+            viewer.asked = None  # who comes next asks anew
         if viewer.pacer is None or not len(viewer.pacer) or viewer.paused or session.lost_at is not None:
             viewer.fetched = now  # it is the engine that is slow, not the viewer; or no one is there, which is seen to
         if viewer.on_probation and now - viewer.live_since > PROBATION_SECONDS:

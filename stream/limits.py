@@ -53,6 +53,7 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("pictures that are told from those that never were", "whep.REMEMBERED", "", "DELETE: 404"),
         ("body of POST /api/sessions", "api.MAX_BODY_BYTES", "bytes", "413"),
         ("session file", "api.MAX_FILE_BYTES", "bytes", "413"),
+        ("session files that are received at a time", "api.MAX_UPLOADS", "", "429"),
         ("chunks that a session file's world had", "api.MAX_CHUNKS", "", "400"),
         ("wait for a session's file from the engine", "api.FILE_SECONDS", "s", "503"),
         ("first answer of GET /api/presets", "catalogue.CATALOGUE_SECONDS", "s", "503"),

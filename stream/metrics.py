@@ -22,6 +22,7 @@ REFUSALS = {
     "spectators": "a session is watched by as many as may watch it",
     "slots": "a player without a page, and no slot or port is free",
     "token": "the server's token is missing or wrong",
+    "upload": "as many session files are being received as are taken at a time",
 }
 
 

@@ -334,6 +334,7 @@ class Scene(Message):
     """How the prompt was understood, and the words of it that were not.
 
     `guessed_words` were understood though no one listed them: pairs of the word and what it was taken for.
+    Who comes back hears it again.
     """
 
     type: Literal["scene"] = "scene"

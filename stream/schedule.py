@@ -190,11 +190,6 @@ class Plan:
             return None
         return self._next_turn() if self._world.schedule == "turns" else self._next_together()
 
-    def due(self) -> list[str]:
-        """The sessions of the next step, [] while it need not begin."""
-        step = self.next()
-        return step.sessions if step and step.at <= self._clock() else []
-
     @property
     def _chunk_seconds(self) -> float:
         """How long a chunk plays."""

@@ -149,7 +149,7 @@ class _Sessions:
     async def begin(self, request: Request) -> Response:
         """POST: a peer for an offer."""
         _check_type(request, SDP)
-        offer = check_offer(await _body(request))
+        offer = check_offer(await _body(request, "an SDP offer"))
         viewer, is_new = self._viewer_for(request)
         try:
             peer, answer = await self._host.offer(offer, viewer, is_new, request.client and request.client.host)
@@ -171,7 +171,7 @@ class _Sessions:
             raise Refusal(404, "no such session: it has ended")
         _check_type(request, FRAGMENT)
         _check_match(request, peer.etag)
-        fragment = Fragment.parse(await _body(request))
+        fragment = Fragment.parse(await _body(request, "a fragment of SDP with candidates"))
         try:
             await peer.add_candidates(fragment)
         except RestartRefused as error:
@@ -266,7 +266,8 @@ def _check_match(request: Request, etag: str) -> None:
         raise Refusal(412, "If-Match does not name this session: it must be the ETag of the answer")
 
 
-async def _body(request: Request) -> str:
+async def _body(request: Request, wanted: str) -> str:
+    """The body as text; `wanted` says what it should be."""
     try:
         body = await read(request, BODY_SECONDS, MAX_OFFER_BYTES)
     except HTTPException as refused:  # is answered in JSON elsewhere
@@ -274,7 +275,7 @@ async def _body(request: Request) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
-        raise ValueError("the body is not UTF-8 text: send an SDP offer") from None
+        raise ValueError(f"the body is not UTF-8 text: send {wanted}") from None
 
 
 def _links(servers: tuple[protocol.IceServer, ...]) -> list[str]:

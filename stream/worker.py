@@ -329,6 +329,7 @@ class _Owed:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._plan: Plan | None = None
+        self._needed = 0  # chunks whose latents the next one needs
         self._since = 0.0
         self._moving: dict[str, int] = {}
         self._unsure: dict[str, int] = {}
@@ -348,9 +349,9 @@ class _Owed:
                 case Grant(session, frame, at, late):
                     self._plan.grant(session, frame, at, late)
                 case Resume(session, data):
-                    self._move(session, data.chunk)
+                    self._move(session, data.chunk, len(data.latents))
                 case Rewind(session, chunk) if session in self._plan:
-                    self._move(session, chunk)
+                    self._move(session, chunk, chunk)
                 case Close(session):
                     self._forget(session)
             if idle:
@@ -362,7 +363,7 @@ class _Owed:
             self._since = self._clock()
             match event:
                 case Ready(world):
-                    self._plan = Plan(world, clock=self._clock)
+                    self._plan, self._needed = Plan(world, clock=self._clock), world.resume_chunks
                 case Made(chunk, _, shape) if self._plan:
                     self._plan.made(chunk.session, shape[0])
                     if not chunk.more:
@@ -373,10 +374,13 @@ class _Owed:
                     self._moving.pop(session, None)
                     self._plan.place(session, chunk)
 
-    def _move(self, session: str, chunk: int) -> None:
+    def _move(self, session: str, chunk: int, kept: int) -> None:
+        """A session goes on with `chunk`: what it needs of its past is made again, all of it where too little of it is
+        `kept`. Counting more would leave an engine that hangs over a long walk alone for hours."""
         assert self._plan is not None, "nothing is counted before the engine is ready"
         self._plan.open(session, chunk)
-        self._moving[session], self._unsure[session] = chunk, SURE_CHUNKS
+        needed = min(chunk, self._needed)
+        self._moving[session], self._unsure[session] = needed if kept >= needed else chunk, SURE_CHUNKS
 
     def _note_made(self, session: str) -> None:
         if session in self._unsure:

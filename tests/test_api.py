@@ -1,8 +1,12 @@
 """stream/api.py: sessions over HTTP, with the fake engine in its real process."""
 
+import asyncio
+import contextlib
 import json
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fastapi.openapi.models import OpenAPI
@@ -140,6 +144,44 @@ async def test_bodies_of_the_wrong_kind_or_size_are_refused(client):
     assert (await client.http.post("/api/sessions/file", json={})).status_code == 415
 
 
+async def test_a_body_that_says_that_it_is_too_long_is_refused_before_it_comes(client):
+    async with begun_upload(client, api.MAX_FILE_BYTES + 1) as (reader, _):
+        assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
+
+
+@contextlib.asynccontextmanager
+async def begun_upload(client, size):
+    """The head of an upload whose body does not come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    head = f"POST /api/sessions/file HTTP/1.1\r\nHost: x\r\nContent-Type: {api.FILE}\r\nContent-Length: {size}\r\n\r\n"
+    writer.write(head.encode())
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def test_few_files_are_received_at_a_time_and_none_where_the_line_is_full(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(api.MAX_UPLOADS):
+            await stack.enter_async_context(begun_upload(client, 100))
+        await until(lambda: uploads() == api.MAX_UPLOADS)
+        async with begun_upload(client, 100) as (reader, _):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert b" 429 " in head and b"retry-after: 10" in head.lower()
+    await until(lambda: uploads() == 0)
+    assert (await upload(client, b"junk")).status_code == 400
+    monkeypatch.setattr("stream.hub.MAX_WAITING", 0)
+    async with begun_upload(client, 100) as (reader, _):
+        assert b" 503 " in await asyncio.wait_for(reader.readline(), 5)
+
+
+def uploads():
+    """How many files are on the disk."""
+    return len(list(Path(tempfile.gettempdir()).glob("chunkcast-*.session")))
+
+
 async def test_a_file_that_is_none_is_said_to_be_none_and_takes_no_slot(client, monkeypatch):
     answer = await upload(client, b"junk")
     assert answer.status_code == 400 and "the body is no session file" in answer.json()["detail"]
@@ -157,6 +199,7 @@ def test_what_this_world_cannot_go_on_with_is_refused_before_the_engine_sees_it(
         "preset": replace(whole, preset="other"),
         "takes 4": replace(whole, latents=whole.latents[3:]),
         "at most 200000": replace(whole, chunk=200_001),
+        "takes none, only a prompt": replace(whole, spec=replace(whole.spec, image=b"a picture")),
     }
     for says, data in wrong.items():
         data.save(tmp_path / "file")

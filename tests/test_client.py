@@ -73,6 +73,31 @@ async def test_what_the_server_says_no_to_is_said_in_its_words(client, tmp_path)
         await watch(url(client), Wish("stop", 4), tmp_path / "a.mp4")
 
 
+def full_disk(path):
+    path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize(("spoil", "says"), [(lambda path: path.mkdir(), "Is a directory"), (full_disk, "No space")])
+async def test_a_file_that_cannot_be_written_ends_it_with_a_sentence_and_gives_the_slot_back(
+    client, tmp_path, spoil, says
+):
+    spoil(tmp_path / "a.mp4")
+    watching = watch(url(client), Wish("red", 4), tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=rf"a\.mp4 cannot be written \({says}.*another name or more room"):
+        await asyncio.wait_for(watching, 20)
+    await until(lambda: client.service.hub.has_room)
+
+
+async def test_a_frame_that_cannot_be_kept_ends_it_whatever_the_reason(client, tmp_path, monkeypatch):
+    def spill(self, frame, fps):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(Recording, "write", spill)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(watch(url(client), Wish("red", 4), tmp_path / "a.mp4"), 20)
+    await until(lambda: client.service.hub.has_room)
+
+
 async def test_a_server_that_is_not_there_is_said_to_be_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr("stream.client.FIRST_DELAY_SECONDS", 0.001)
     said = []

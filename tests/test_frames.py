@@ -311,3 +311,32 @@ def test_a_decoder_that_breaks_asks_for_a_key_frame_and_goes_on_and_a_closed_way
     script.wait(lambda: len(server.of("watch")) == 2, "the page asks again")
     assert len(script.of("hello")) == 1 and not page.faults
     page.context.close()
+
+
+SLOW_TO_TELL = """VideoDecoder.isConfigSupported = () =>
+  new Promise((resolve) => setTimeout(() => resolve({ supported: %s }), %d));"""
+
+
+@pytest.mark.browser
+def test_a_way_that_is_closed_before_the_browser_has_said_its_codecs_is_told_at_once(browser):
+    page, script = open_page(browser, "/?via=ws")
+    page.evaluate(SLOW_TO_TELL % ("true", 1000))
+    page.route_web_socket("**/frames", lambda socket: socket.close(code=4000, reason="The picture has gone."))
+    script.wait(lambda: script.messages, "the page says hello")
+    script.live()
+    told = "document.getElementById('veil-text').textContent.includes('The picture has gone.')"
+    page.wait_for_function(told, timeout=5000)  # a picture that stands still is noticed after 8 seconds
+    assert not page.faults
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_a_browser_without_the_codecs_is_told_so_by_the_page(browser):
+    page, script = open_page(browser, "/?via=ws")
+    page.evaluate(SLOW_TO_TELL % ("false", 0))
+    server = Server(page)
+    script.wait(lambda: script.messages, "the page says hello")
+    script.live()
+    page.wait_for_function("document.getElementById('veil-text').textContent.includes('neither VP8 nor H.264')")
+    assert not server.of("watch") and not page.faults
+    page.context.close()

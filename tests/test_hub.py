@@ -345,7 +345,7 @@ def test_a_lost_viewer_who_comes_back_in_time_has_the_same_slot_and_the_same_run
     pass_time(hub, clock, GRACE_SECONDS - 1)
     again = []
     hub.return_(hub.find(page.viewer.session.token), again.append)
-    assert [message.type for message in again] == ["welcome", "live"] and again[1].slot == 0
+    assert [message.type for message in again] == ["welcome", "live", "scene"] and again[1].slot == 0
     assert page.run == run and len(page.viewer.pacer) == 2, "the frames that waited are still there"
     pass_time(hub, clock, 2)
     assert len(engine.of(worker.Open)) == 2 and waiting[1].types()[-1] == "queued"
@@ -672,6 +672,41 @@ def test_an_idle_viewer_is_asked_and_then_parked_while_others_wait(engine, clock
     assert idle.types()[-1] == "parked" and busy.viewer.session.state is State.LIVE
 
 
+def test_who_was_asked_for_one_who_has_left_is_asked_anew_for_the_next(engine, clock, drawer):
+    hub = open_hub(engine, clock, drawer, idle=60)
+    idle, busy = Page(hub), Page(hub)
+    pass_time(hub, clock, 100)
+    busy.says(protocol.Keys(seq=1, held=("w",)))
+    first = Page(hub)
+    pass_time(hub, clock, 1)
+    assert "asked" in idle.types()
+    hub.leave(first.viewer)
+    pass_time(hub, clock, 2 * ASKED_SECONDS)
+    idle.heard.clear()
+    Page(hub)
+    pass_time(hub, clock, ASKED_SECONDS - 1)
+    assert "asked" in idle.types() and "parked" not in idle.types()
+    pass_time(hub, clock, 2)
+    assert idle.types()[-1] == "parked"
+
+
+def test_asking_for_a_session_keeps_its_place_in_line_and_no_slot(hub, clock):
+    busy = Page(hub), Page(hub)
+    waits = hub.begin("red", 5)
+    for _ in range(3):
+        pass_time(hub, clock, GRACE_SECONDS - 1)
+        hub.poll(waits)
+        assert waits.session.state is State.QUEUED
+    hub.leave(busy[0].viewer)
+    hub.poll(waits)
+    assert waits.session.state is State.LIVE
+    pass_time(hub, clock, GRACE_SECONDS - 1)
+    hub.poll(waits)
+    assert waits.session.state is State.LIVE
+    pass_time(hub, clock, 2)
+    assert waits.session.state is State.PARKED, "no picture was fetched"
+
+
 # Whatever happens.
 
 
@@ -812,6 +847,22 @@ def test_who_comes_back_to_a_paused_world_hears_that_it_stands(hub, engine):
     page.heard.clear()
     hub.return_(page.viewer, page.hear)
     assert page.types() == ["welcome", "live", "paused"] and page.last(protocol.Paused).seq == 3
+
+
+def test_who_comes_back_hears_how_the_prompt_was_understood(hub, engine):
+    page = Page(hub)
+    hub.happen(chunk(page.run, scene="a red place", unknown=("dragon",)))
+    hub.lose(page.viewer, page.hear)
+    page.heard.clear()
+    hub.return_(page.viewer, page.hear)
+    assert page.types() == ["welcome", "live", "scene"] and page.last(protocol.Scene).unknown_words == ("dragon",)
+    hub.happen(worker.Died("it broke", True))
+    hub.lose(page.viewer, page.hear)
+    page.heard.clear()
+    hub.return_(page.viewer, page.hear)
+    hub.happen(worker.Ready(WORLD, 1, 1))
+    hub.happen(chunk(page.run, scene="a red place", unknown=("dragon",)))
+    assert page.types() == ["welcome", "queued", "live", "scene"], "also where the engine died meanwhile"
 
 
 def test_a_live_viewer_sees_the_turn_run_out_but_only_while_others_wait(engine, clock, drawer):

@@ -328,6 +328,19 @@ def test_a_refused_first_prompt_can_be_mended(visit):
     script.wait(lambda: script.of("hello")[-1]["prompt"] == "snow", "hello goes out again with the new prompt")
 
 
+def test_a_first_prompt_that_is_mended_brings_the_secrets_of_the_first_one(visit):
+    page, script = visit("/#access=opensesame-123456")
+    script.welcomes = False
+    script.drop()
+    script.wait(lambda: len(script.of("hello")) == 2, "the page comes back")
+    script.send("error", message="the prompt is too strange")
+    page.fill("#prompt", "snow")
+    page.press("#prompt", "Enter")
+    script.wait(lambda: script.of("hello")[-1]["prompt"] == "snow", "hello goes out again")
+    mended = script.of("hello")[-1]
+    assert (mended["access"], mended["token"]) == ("opensesame-123456", "secret")
+
+
 def test_the_time_from_key_to_screen_is_reported_and_shown(live):
     page, script = live()
     page.wait_for_function("studio.rtp !== undefined")

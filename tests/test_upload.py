@@ -5,13 +5,16 @@ import io
 import json
 import tempfile
 
+import numpy as np
 import pytest
 from fake_engine import HEIGHT, WIDTH, corner
 from PIL import Image
 from serving import Player, hear, say, serving, until, watch
 from test_client import frames_of, url
 
+from pipeline.chunk import Session, SessionSpec
 from stream import protocol, upload
+from stream.api import FILE
 from stream.client import Wish
 from stream.client import watch as watch_with_client
 from stream.upload import Fitter
@@ -152,6 +155,35 @@ async def test_a_world_that_needs_a_picture_waits_for_it_and_lets_others_pass():
             await say(other, type="restart", seq=2, image="none")
             assert "cannot begin without" in (await hear(other, "error"))["message"]
     await player.connection.close()
+
+
+def session_file(folder, picture):
+    """A session that began with a picture, as strangers may send it."""
+    latents = np.zeros((3, 1, 1, 1, 1), np.float32)
+    Session("fake", SessionSpec("a", "blue", 5, picture), 3, 12, (), latents[:0], latents).save(folder / "file")
+    return (folder / "file").read_bytes()
+
+
+async def test_the_picture_of_a_session_file_never_reaches_the_engine_as_it_came(tmp_path):
+    async with serving() as client:
+        for body, status, says in (
+            (session_file(tmp_path, encoded()), 201, ""),
+            (session_file(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0"), 400, "no picture"),
+        ):
+            answer = await client.http.post("/api/sessions/file", content=body, headers={"Content-Type": FILE})
+            assert answer.status_code == status and says in answer.text, answer.text
+            if status == 201:
+                kept = client.service.hub.find(answer.json()["token"]).session.data.spec.image
+                assert Image.open(io.BytesIO(kept)).size == (WIDTH, HEIGHT) and kept.startswith(b"\x89PNG")
+
+
+async def test_a_picture_of_the_worlds_size_keeps_its_pixels():
+    noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    data = io.BytesIO()
+    noise.save(data, "PNG")
+    with stored(data.getvalue()) as file:
+        made = await Fitter().fit(file, HEIGHT, WIDTH)
+    assert np.array_equal(Image.open(io.BytesIO(made)), noise)
 
 
 async def test_a_picture_is_cut_to_size_and_bears_nothing_but_itself():

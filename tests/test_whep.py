@@ -59,6 +59,8 @@ async def test_patch_answers_as_the_draft_says(client, player):
     assert (await patch(client, location, "nonsense")).status_code == 400
     assert (await patch(client, location, b"\xff\xfe")).status_code == 400
     assert (await patch(client, location, "a=x\r\n" * 20_000)).status_code == 413
+    junk = await patch(client, location, b"\xff")
+    assert junk.status_code == 400 and "send a fragment of SDP" in junk.text
     assert (await patch(client, "/whep/guess", candidate)).status_code == 404
     wrong = await client.http.patch(location, content=candidate, headers={"Content-Type": "application/json"})
     assert wrong.status_code == 415 and wrong.headers["accept-patch"] == "application/trickle-ice-sdpfrag"

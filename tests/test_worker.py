@@ -109,14 +109,24 @@ def test_chunks_on_their_way_while_a_session_is_taken_back_do_not_count_as_made_
     assert owed.seconds() == 5
 
 
-def test_an_engine_that_makes_a_past_once_more_is_given_time_for_it(clock):
+def kept(chunks, count):
+    """A session of so many chunks of which the latents of the newest are kept."""
+    latents = np.zeros((count, 1, 1, 1, 1), np.float32)
+    return Session("fake", SessionSpec("a", "red", 1), chunks, 4 * chunks, (), latents[:0], latents)
+
+
+def test_an_engine_that_makes_a_past_once_more_is_given_time_for_what_it_makes(clock):
     owed = _Owed(clock)
-    owed.heard(Ready(world(), 1, 1))
-    empty = np.empty((0, 1, 1, 1, 1), np.float32)
-    owed.note(Resume("a", Session("fake", SessionSpec("a", "red", 1), 50, 200, (), empty, empty)))
-    assert owed.replayed == 50
-    owed.heard(Refused("a", "no room"))
-    assert owed.replayed == 0
+    owed.heard(Ready(replace(world(), resume_chunks=8), 1, 1))
+    for chunks, count, again in ((50_000, 8, 8), (50_000, 30, 8), (5, 5, 5), (50, 3, 50)):
+        owed.note(Resume("a", kept(chunks, count)))
+        assert owed.replayed == again
+        owed.heard(Refused("a", "no room"))
+        assert owed.replayed == 0
+    owed.note(Resume("a", kept(50_000, 8)))
+    owed.heard(Placed("a", 50_000, 200_000))
+    owed.note(Rewind("a", 40_000))
+    assert owed.replayed == 8
 
 
 class Harness:

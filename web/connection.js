@@ -15,8 +15,8 @@ export class Connection {
 
   /**
    * @param {string} url of /ws
-   * @param {{ opened: () => void, message: (message: object) => void, lost: (delay: number) => void }} handlers
-   *   `opened` must say hello; `lost` hears in how many ms the next try comes
+   * @param {{ opened: () => void, message: (message: object) => void, lost: () => void }} handlers
+   *   `opened` must say hello; after `lost` the next try comes by itself
    */
   constructor(url, handlers) {
     this.#url = url;
@@ -67,7 +67,7 @@ export class Connection {
     const jittered = delay * (0.75 + Math.random() / 2); // or all pages return at once after a restart
     this.#failures += 1;
     this.#timer = setTimeout(() => this.open(), jittered);
-    this.#handlers.lost(jittered);
+    this.#handlers.lost();
   }
 
   #lost(socket) {

@@ -48,14 +48,15 @@ export class Frames {
     const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
-    const codecs = await playable();
-    if (socket !== this.#socket) return;
-    const watch = () => socket.send(JSON.stringify({ type: "watch", token, codecs }));
-    if (socket.readyState === WebSocket.OPEN) watch();
-    else socket.onopen = watch;
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.#begin(JSON.parse(data)) : this.#take(data));
     socket.onclose = ({ reason }) => socket === this.#socket && this.#lose(reason || "The picture's connection broke off.");
     this.#stall.begin();
+    const codecs = await playable();
+    if (socket !== this.#socket) return;
+    if (!codecs.length) return this.#lose("This browser decodes neither VP8 nor H.264 by itself: take a newer one.");
+    const watch = () => socket.send(JSON.stringify({ type: "watch", token, codecs }));
+    if (socket.readyState === WebSocket.OPEN) watch();
+    else socket.onopen = watch;
   }
 
   stop() {

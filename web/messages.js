@@ -151,6 +151,7 @@ export function spectate({ token }) {
 /**
  * How the prompt was understood, and the words of it that were not.
  * `guessed_words` were understood though no one listed them: pairs of the word and what it was taken for.
+ * Who comes back hears it again.
  * @typedef {{ type: "scene", text: string, unknown_words: string[], guessed_words: string[][]|null }} Scene
  */
 

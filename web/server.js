@@ -39,7 +39,7 @@ export class Server {
     session.forget();
     if (session.watch !== null) return this.#connection.send(messages.spectate({ token: session.watch }));
     session.returning = token() !== undefined;
-    this.#connection.send(messages.hello({ ...session.wish, token: token(), access: session.access }));
+    this.#connection.send(session.hello);
   }
 
   take(message) {

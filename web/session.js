@@ -1,6 +1,7 @@
 // What this page knows of its session: what it asks for, how far it has come, and how its messages are numbered.
 
-import { access, watched } from "./token.js";
+import * as messages from "./messages.js";
+import { access, token, watched } from "./token.js";
 import { wishOf } from "./wish.js";
 
 export class Session {
@@ -34,6 +35,11 @@ export class Session {
       heardAt: null,
       reason: "",
     });
+  }
+
+  /** What a connection says first: the wish, and the secrets that let this page in and back to its world. */
+  get hello() {
+    return messages.hello({ ...this.wish, token: token(), access: this.access });
   }
 
   /** The number of the next message. */

@@ -58,7 +58,7 @@ export class Viewer {
     this.#hud.write(prompt);
     this.#hud.focusWorld();
     if (!this.#connection.wanted) return this.#connection.open();
-    if (!session.entered) return void this.#connection.send(messages.hello(session.wish)); // the first one was refused
+    if (!session.entered) return void this.#connection.send(session.hello); // the first one was refused
     this.#touch();
     session.promptSeq = session.next();
     if (this.#connection.send(messages.prompt({ seq: session.promptSeq, text: prompt }))) this.#hud.pending(true);
