@@ -7,7 +7,7 @@ import torch
 from benchmarks import machine, words
 from pipeline.tiny import scene
 from pipeline.tiny.dictionary import Dictionary
-from pipeline.tiny.scene import merge, sentence, understand
+from pipeline.tiny.scene import sentence, understand
 from pipeline.tiny.vocabulary import FILLERS, LEARNT_FILE, LISTED, VALUES, learnt, parse_line, read_learnt, singular
 from pipeline.tiny.words import CLASSES, THRESHOLD, Examples, Known, left_out, make_table, read_examples, validate
 
@@ -23,6 +23,10 @@ def table(monkeypatch):
 
 def shown(prompt: str) -> str:
     return sentence(understand(prompt).scene)
+
+
+def said_after(previous: str, prompt: str) -> str:
+    return sentence(understand(prompt, understand(previous).scene).scene)
 
 
 # The shipped table
@@ -109,7 +113,7 @@ def test_a_guess_that_the_scene_does_not_show_is_not_told(table):
 
 
 def test_what_a_later_prompt_does_not_name_stays_for_learnt_words_too(table):
-    said = merge("larches at night in the rain", "a flower")
+    said = said_after("larches at night in the rain", "a flower")
     assert said == "a green meadow with pines at night, rain"
 
 
@@ -131,9 +135,9 @@ def test_what_is_denied_is_not_shown(prompt, same):
 
 def test_a_denial_takes_back_what_was_said_before_and_nothing_else():
     before = "a desert with lanterns at dusk, rain"
-    assert merge(before, "no rain") == "a desert with lanterns at dusk, clear sky"
-    assert merge(before, "without lanterns") == "a desert at dusk, rain"
-    assert merge(before, "no snow") == merge(before, "not a forest") == before
+    assert said_after(before, "no rain") == "a desert with lanterns at dusk, clear sky"
+    assert said_after(before, "without lanterns") == "a desert at dusk, rain"
+    assert said_after(before, "no snow") == said_after(before, "not a forest") == before
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_changing_prompt_names_what_changes_and_nothing_else():
     for walk in sessions(60):
         (at, prompt), (before, after) = *walk.prompts.items(), (walk.scenes[0], walk.scenes[max(walk.scenes)])
         assert before != after and at in walk.scenes
-        merged = scene.understand(scene.merge(scene.sentence(before), prompt)).scene
+        merged = scene.understand(prompt, before).scene
         said += merged == after
     assert said >= 57  # a chance meeting of two words may be a phrase of its own
 
