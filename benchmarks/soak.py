@@ -141,10 +141,13 @@ class Visitor:
                 if leaves:
                     await page.say(type="leave")
         except (OSError, Over, websockets.WebSocketException) as error:
-            self._record.broken.append(f"{self._name}: {error!r}")
+            self._break(error)
             leaves = True
             await asyncio.sleep(1)
         return leaves
+
+    def _break(self, error: BaseException) -> None:
+        self._record.broken.append(f"{self._name}: {error!r}")
 
     @contextlib.asynccontextmanager
     async def _looking(self, page: Page) -> AsyncIterator[tuple[asyncio.Event, Any]]:
@@ -160,7 +163,7 @@ class Visitor:
                 if message["type"] in ("ended", "parked"):
                     raise Over(message["reason"])
                 if message["type"] == "live" and not pictures:
-                    pictures.append(_Picture((), see))
+                    pictures.append(_Picture((), see, self._break))
                     await pictures[0].fetch(urljoin(self._address, "/whep?session="), page.token)
                 live.set() if message["type"] == "live" else live.clear()
 
