@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 def grid(engine: Engine, truth: Truth, tries: int) -> Image.Image:
     """All places, each as the renderer and as the model show it."""
     walks = [_best_walk(number, truth, tries) for number in range(len(PLACES))]
-    records = run(engine, "gallery", walks, Stop("stopping; nothing is drawn yet"))
+    with Stop("stopping; nothing is drawn yet") as stop:
+        records = run(engine, "gallery", walks, stop)
     stands = torch.stack([poses(walk)[-1] for walk in walks])
     drawn = truth.full(stands, torch.tensor([walk.scenes[0] for walk in walks]))
     made = torch.stack([record.full[CHUNKS - 1] for record in records])

@@ -58,8 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped before the judges had learnt; there is nothing to keep", flush=True)
         return 130
     print(f"probes on held-out pictures: {_brief(probes.held_out)}", flush=True)
-    begun, stop = time.monotonic(), Stop("stopping; what was measured so far is kept")
-    rows = measure(options, make_engine(options, device), Bench(probes, truth), stop)
+    begun = time.monotonic()
+    with Stop("stopping; what was measured so far is kept") as stop:
+        rows = measure(options, make_engine(options, device), Bench(probes, truth), stop)
     result = {
         "benchmark": "tiny_world",
         **machine.facts(),

@@ -5,7 +5,7 @@ Nothing is loaded and nothing is fetched; a GPU is asked for its size, not used.
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -182,10 +182,11 @@ _NAMES = {"transformer": "transformer", "vae": "VAE", "text": "text encoder", "t
 
 def _transformer(preset: Preset | None, weights: str, lora: str | None) -> Iterator[Finding]:
     """With its LoRA where both are here; what is on the hub is looked up there."""
-    far = [name for place in (weights, lora) if place is not None and (name := _remote(place))]
+    places = (("transformer", weights), ("LoRA", lora))
+    far = [(subject, name) for subject, place in places if place is not None and (name := _remote(place))]
     if far:
-        for name in far:
-            yield from _on_hub(name, (hub.TRANSFORMER,))
+        for subject, name in far:
+            yield from _on_hub(name, {hub.TRANSFORMER: subject})
         yield Finding(LACK, "tensors", "whether they fit the preset is seen when they are here")
         return
     path, addition = _local(weights), None if lora is None else _local(lora)
@@ -199,7 +200,7 @@ def _transformer(preset: Preset | None, weights: str, lora: str | None) -> Itera
 def _other_parts(weights: str, parts: str | None) -> Iterator[Finding]:
     """Where they are looked for first: in `parts` if that is given."""
     if (name := _remote(weights if parts is None else parts)) is not None:
-        yield from _on_hub(name, hub.OTHER_PARTS)
+        yield from _on_hub(name, {part: _NAMES[part] for part in hub.OTHER_PARTS})
         return
     folders = part_folders(_local(weights), None if parts is None else _local(parts))
     yield _part("vae", lambda: _described(plan_vae(folders)))
@@ -207,7 +208,8 @@ def _other_parts(weights: str, parts: str | None) -> Iterator[Finding]:
     yield _part("tokenizer", lambda: str(find_tokenizer(folders)))
 
 
-def _on_hub(name: hub.HubName, parts: Iterable[str]) -> Iterator[Finding]:
+def _on_hub(name: hub.HubName, parts: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether the repository has these parts, each under what it is called here."""
     try:
         files = hub.listed(name)
         if files is None:
@@ -215,12 +217,12 @@ def _on_hub(name: hub.HubName, parts: Iterable[str]) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding(BAD, "hub", str(error))
         return
-    for part in parts:
+    for part, subject in parts.items():
         try:
             wanted = hub.wanted_files(name, files, (part,))
-            yield Finding(OK, _NAMES[part], f"{len(wanted)} files on the hub, not fetched yet: {wanted[0]} ...")
+            yield Finding(OK, subject, f"{len(wanted)} files on the hub, not fetched yet: {wanted[0]} ...")
         except ValueError as error:
-            yield Finding(BAD, _NAMES[part], str(error))
+            yield Finding(BAD, subject, str(error))
 
 
 def _part(part: str, look: Callable[[], str]) -> Finding:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,9 +47,8 @@ class CoarseTruth(Truth):
 
 @pytest.fixture
 def stop():
-    handler = signal.getsignal(signal.SIGINT)
-    yield tiny_walks.Stop()
-    signal.signal(signal.SIGINT, handler)
+    with tiny_walks.Stop() as stop:
+        yield stop
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +270,7 @@ def test_drawing_that_takes_long_tells_how_far_it_is(monkeypatch, capsys):
 def table(tmp_path_factory) -> dict:
     """The result of a run that is as small as can be."""
     folder = tmp_path_factory.mktemp("probes")
-    handler, printed = signal.getsignal(signal.SIGINT), io.StringIO()
+    printed = io.StringIO()
     few = (
         "--sessions 1 --seconds 5 --long-seeds 2 --long-frames 32 --returns 1 --away 12 --images 1 --photos 1 --clips 1"
     )
@@ -282,7 +280,6 @@ def table(tmp_path_factory) -> dict:
         patch.setattr(tiny_world, "draw_quickly", lambda device: None)  # compiling takes longer than all of this
         patch.setattr(tiny_returns, "LEAD_IN", 2)
         assert tiny_world.main(["--device", "cpu", "--live", "live-cpu", "--clips", "1", *few.split(), *probes]) == 0
-    signal.signal(signal.SIGINT, handler)
     return json.loads(printed.getvalue().splitlines()[-1])
 
 
