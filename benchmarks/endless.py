@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     cache, preset = engine._cache, engine.preset
     held = cache_bytes(preset, cache.window_frames, 1, cache.k.dtype)
     print(f"limit: the cache holds {cache.window_frames} latent frames, {held / 1e6:.3g} MB, and no more", flush=True)
-    picture = Path(options.image).read_bytes() if options.image else None
+    picture = Path(options.image).read_bytes() if options.image else engine.warm_image()
     engine.open(SessionSpec("endless", "a meadow by day", 1, picture))
     points = measure(engine, options.chunks)
     ratio = next((point["times_chunk_20"] for point in points if point["chunk"] == COMPARED), None)
@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunks", type=int, default=5000, help="default: 5000")
     parser.add_argument("--preset", help="default: a small model with random weights")
     parser.add_argument("--weights", help="a checkpoint, or random; default: those that come with the preset")
-    parser.add_argument("--image", metavar="FILE", help="a picture to begin with, for presets that take one")
+    parser.add_argument("--image", metavar="FILE", help="a picture to begin with; presets that need one have another")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS, help="for --preset")
     parser.add_argument("--device", default="auto")

@@ -1,8 +1,8 @@
 #!/bin/bash
 # What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh PART ...` at the repository's root, with any of attention,
-# vae, 1.3b, 14b, two14b, growth, start, options, endless, tests, key, key14b, train, regions. Without arguments: attention,
-# vae, 1.3b, 14b, growth, in at most ten minutes. Each part has a time limit of its own and none stops another. Results lie
-# in the folder $OUT as they come: what each command said, and its JSON.
+# vae, 1.3b, 14b, two14b, growth, size, start, options, endless, tests, key, key14b, train, regions. Without arguments:
+# attention, vae, 1.3b, 14b, growth, some eleven minutes. Each part has a time limit of its own and none stops another.
+# Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
 OUT=${OUT:-/tmp/out}; mkdir -p "$OUT"; PY=${PY:-python3}
@@ -25,19 +25,20 @@ attention)
 vae)
   run vae 165 "$PY" -m benchmarks.vae --chunks 5 --ways "exact,bf16,fp16,rows,rows-fp16,rows graph" --save gpu-vae; said vae 1200 ;;
 1.3b)
-  throughput 1.3b 140 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 5 --frames 29 --way "schedule=turns vae=rows" \
-    --way "schedule=turns vae=rows overlap=first" --way "schedule=turns vae=rows overlap=no" \
-    --way "schedule=turns vae=rows context=reuse" --way "schedule=turns vae=fp16" ;;
+  throughput 1.3b 300 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 10 --frames 81 --way "schedule=turns vae=rows" \
+    --way "schedule=turns vae=rows attention=cudnn" --way "schedule=turns vae=rows context=reuse" \
+    --way "schedule=turns vae=rows precision=fp8" ;;
 14b)
-  throughput 14b 190 --preset lingbot-world-v2-14b --slots 1 --chunks 4 --frames 21 --way "schedule=turns vae=fp16" \
-    --way "schedule=turns vae=fp16 precision=fp8" --way "schedule=turns vae=rows precision=fp8" ;;
+  throughput 14b 300 --preset lingbot-world-v2-14b --slots 1 --chunks 10 --frames 81 --way "schedule=turns vae=rows" \
+    --way "schedule=turns vae=rows precision=fp8" ;;
 two14b)
   throughput two14b 150 --preset lingbot-world-v2-14b --slots 1,2 --chunks 3 --frames 9 \
     --way "schedule=turns vae=rows precision=fp8 cache=fp8" ;;
-growth)
-  run growth 95 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision fp16 \
-    --lines window,size --save gpu-growth
-  said growth 300 ;;
+growth | size) # each size compiles anew
+  [ "$part" = growth ] && line=window || line=size
+  run "$part" 240 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision rows \
+    --lines "$line" --save "gpu-$part"
+  said "$part" 300 ;;
 start)
   run start 200 "$PY" -m benchmarks.start --preset lingbot-world-v2-1.3b --weights random --save gpu-start; said start ;;
 options)

@@ -16,8 +16,8 @@ LATENTS = 2
 """Latent frames of a training clip: what the decoder hands on is trained with the second."""
 STEPS_A_REFRESH = 50
 EDGE_SHARE, EDGE_WINDOW, EDGE_POWERS = 1.0, 8, (1, 2, 4)
-"""What missing edges cost, in how large a window (pixels) one may stand elsewhere for nothing, and by which powers'
-means of a window's gradients they are told."""
+"""What missing edges cost here, in how large a window (pixels) one may stand elsewhere for nothing, and by which powers
+they are told: by the means of a window's gradients."""
 
 
 def train_vae(vae: TinyVAE, plan: Plan, folder: Path, device: torch.device, stop: Stop) -> dict[str, float]:
@@ -73,7 +73,7 @@ def _loss(vae: TinyVAE, pictures: Tensor) -> Tensor:
         latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         made = decode_stream(vae, latent.unflatten(0, pictures.shape[:2]))
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return picture_loss(made, pictures) + 4e-4 * divergence
+    return picture_loss(made, pictures, EDGE_SHARE) + 4e-4 * divergence
 
 
 def decode_stream(vae: TinyVAE, latents: Tensor) -> Tensor:
@@ -85,15 +85,15 @@ def decode_stream(vae: TinyVAE, latents: Tensor) -> Tensor:
     return torch.stack(made, dim=1).float()
 
 
-def picture_loss(made: Tensor, pictures: Tensor) -> Tensor:
-    """1.5 L1, and what the gradients of each window have too much or too little of, in each direction.
+def picture_loss(made: Tensor, pictures: Tensor, edge_share: float) -> Tensor:
+    """1.5 L1, and `edge_share` times what each window's gradients have too much or too little of, in each direction.
 
     L1 alone leaves an edge in doubt where it is likeliest; squares, or an error of the gradients pixel by pixel, would
     rather have it drawn as a slope. The means of gradients to several powers are those of edges, not of ripples, which
     have the same energy in many small ones.
     """
     missing = sum((one - other).abs().mean() for one, other in zip(_edges(made), _edges(pictures), strict=True))
-    return 1.5 * (made - pictures).abs().mean() + EDGE_SHARE * missing
+    return 1.5 * (made - pictures).abs().mean() + edge_share * missing
 
 
 def _edges(pictures: Tensor) -> list[Tensor]:
