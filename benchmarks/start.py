@@ -22,7 +22,12 @@ from benchmarks import machine
 
 CHILD = "CHUNKCAST_STARTED"
 """In the environment of a started process: when that was, seconds of time.monotonic(), which processes share."""
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+CACHES = (
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "CUDA_CACHE_PATH",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+)
 COPIED = 2**28
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.caches import keep_on_disk
+
 MAX_FLASH_HEAD_WIDTH = 256
 WARM, TIMED = 2, 5
 """Runs of a backend before its time is taken, and for it."""
@@ -201,6 +203,7 @@ _TORCH_KERNELS = {
 
 @functools.cache
 def _flash_function(backend: str) -> Callable:
+    keep_on_disk()
     return importlib.import_module(_FLASH_MODULES[backend]).flash_attn_func
 
 

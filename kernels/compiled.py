@@ -1,16 +1,14 @@
 """The regions of kernels.fused through torch.compile: one pass over the memory each, for fixed shapes.
 
-What is compiled is kept on disk, so the second start of a process compiles nothing: in the folder that
-TORCHINDUCTOR_CACHE_DIR names, else in chunkcast/compiled of the user's cache folder (XDG_CACHE_HOME, ~/.cache).
+What is compiled is kept on disk (kernels.caches).
 """
 
-import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from kernels.caches import keep_on_disk
 from kernels.fused import WHOLE_ROWS, Regions, quantizing
 
 SHAPES = 64
@@ -30,12 +28,6 @@ def compiled(quantized: bool, backend: str = "inductor", mode: str | None = None
     regions = quantizing(WHOLE_ROWS) if quantized else WHOLE_ROWS
     options = {"backend": backend, "mode": mode}
     return Regions(*(_Compiled(region, options) for region in regions))
-
-
-def keep_on_disk() -> Path:
-    """Where compiled code is kept; torch is told unless it has been."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "chunkcast" / "compiled")))
 
 
 class _Compiled:
