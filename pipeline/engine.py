@@ -537,7 +537,8 @@ class Engine:
         with self.attention.learning():
             self.world = self._described(progress) if before is None else self._once_more(before)
             if isinstance(self._run, Passes):
-                self._record_graphs()
+                with self._trial(self.world.slots) as names:
+                    self._record_graphs(names)
         if self._pace != 0:
             self._pace = self._rewrites_a_chunk(self.world.chunk_seconds)
         return self.world
@@ -561,13 +562,12 @@ class Engine:
                 self._timed_step(names[:live])
         return before
 
-    def _record_graphs(self) -> None:
-        """Of each slot by itself and of all as a batch: no viewer is to wait for that."""
-        with self._trial(self.world.slots) as names:
-            together = [names] if self.schedule == "batch" and len(names) > 1 else []
-            for sessions in [*([name] for name in names), *together]:
-                for _ in range(self.window_chunks + math.ceil((WARM + 1) / self.passes)):
-                    self._timed_step(sessions)
+    def _record_graphs(self, names: Sequence[str]) -> None:
+        """Of each of these sessions by itself and of all as a batch: no viewer is to wait for that."""
+        together = [names] if self.schedule == "batch" and len(names) > 1 else []
+        for sessions in [*([name] for name in names), *together]:
+            for _ in range(self.window_chunks + math.ceil((WARM + 1) / self.passes)):
+                self._timed_step(sessions)
 
     def _candidates(self) -> tuple[str, ...]:
         """The schedules to choose from. Where slots can have cores of their own there is no choice.
@@ -751,11 +751,12 @@ def _decode_stream(device: torch.device, overlap: str) -> torch.cuda.Stream | No
 
 @torch.inference_mode()
 def _rehearse(engine: Engine) -> None:
-    """A few chunks in every slot, so that everything that a step needs has been in memory at once."""
-    for number in range(len(engine._slots)):
-        engine.open(SessionSpec(f"rehearsal-{number}", WARM_PROMPT, number, engine.warm_image()))
-    for _ in range(REHEARSED_CHUNKS):
-        engine.step()
+    """A few chunks in every slot, so that everything that a step needs has been in memory at once; graphs too."""
+    with engine._trial(len(engine._slots)) as names:
+        for _ in range(REHEARSED_CHUNKS):
+            engine.step(names)
+        if isinstance(engine._run, Passes):
+            engine._record_graphs(names)
 
 
 def _check_options(

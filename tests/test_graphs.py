@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_engine import Latents, small_engine, spec, walk
 
+from pipeline.engine import _rehearse
 from pipeline.graphs import WARM, Passes, is_steady
 
 
@@ -88,3 +89,14 @@ def test_what_cannot_be_captured_runs_without_and_says_so_once(monkeypatch):
 def test_graphs_without_a_gpu_are_refused():
     with pytest.raises(ValueError, match="graphs are for a GPU"):
         small_engine(graphs=True)
+
+
+@pytest.mark.parametrize(("schedule", "captured"), [("turns", 2), ("batch", 3)])
+def test_a_rehearsal_that_shares_out_a_gpus_memory_records_the_graphs_too(monkeypatch, schedule, captured):
+    """What they keep lives beside the cache, so a context that fills the rest must leave room for it."""
+    capture = Repeated()
+    engine = settled_engine(capture, schedule=schedule)
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda sessions: (step(sessions), engine.settle())[0])
+    _rehearse(engine)
+    assert capture.captured == captured
