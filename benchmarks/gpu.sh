@@ -1,7 +1,7 @@
 #!/bin/bash
 # What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh PART ...` at the repository's root, with any of attention,
-# vae, 1.3b, 14b, two14b, growth, size, start, options, endless, tests, key, key14b, train, regions. Without arguments:
-# attention, vae, 1.3b, 14b, growth, some eleven minutes. Each part has a time limit of its own and none stops another.
+# vae, 1.3b, 14b, two14b, growth, profile, start, options, endless, tests, key, key14b, train, regions. Without arguments:
+# attention, vae, 1.3b, 14b, growth, some twelve minutes. Each part has a time limit of its own and none stops another.
 # Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
@@ -34,11 +34,14 @@ vae)
 two14b)
   throughput two14b 150 --preset lingbot-world-v2-14b --slots 1,2 --chunks 3 --frames 9 \
     --way "schedule=turns vae=rows precision=fp8 cache=fp8" ;;
-growth | size) # each size compiles anew
-  [ "$part" = growth ] && line=window || line=size
-  run "$part" 240 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision rows \
-    --lines "$line" --save "gpu-$part"
-  said "$part" 300 ;;
+growth)
+  run growth 400 "$PY" -m benchmarks.growth --preset lingbot-world-v2-1.3b --weights random --vae-precision rows --save gpu-growth
+  said growth 300 ;;
+profile) # where a step's time goes, as it is and as the transformer is without fuse
+  for preset in 1.3b 14b; do
+    throughput "profile-$preset" 200 --preset "lingbot-world-v2-$preset" --slots 1 --chunks 3 --frames 9 \
+      --way "schedule=turns vae=rows" --way "schedule=turns vae=rows eager=yes" --digest "profile-$preset"
+  done ;;
 start)
   run start 200 "$PY" -m benchmarks.start --preset lingbot-world-v2-1.3b --weights random --save gpu-start; said start ;;
 options)

@@ -4,7 +4,7 @@ Three lines, each with all else as the preset has it: how many latent frames are
 many viewers are live (in turns and in a batch), and the picture's size. For each point seconds from step to step
 (median of --chunks, after the window has filled, with the spread) beside the floor of its matrix products and attention
 at the machine's own ceilings, which are printed first. The last column is the cost against the line's first point, and
-in brackets what the floor says of it. --plot draws the lines. JSON last.
+in brackets what the floor says of it. benchmarks.plot_growth draws the lines. JSON last.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -54,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
         print(found, flush=True)
         machine.keep(result, options.save)
     print(table(result["points"]))
-    if options.plot is not None:
-        plot(result["points"], options.plot)
     machine.finish(result, options.save)
     return 0
 
@@ -122,33 +119,13 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: list[dict[str, Any]], file: Path) -> None:
-    """A picture of the lines, measured and floor; needs matplotlib, of the extra bench."""
-    import matplotlib.pyplot as plt
-
-    lines = list(dict.fromkeys(point["line"] for point in found))
-    figure, axes = plt.subplots(1, len(lines), figsize=(4.5 * len(lines), 3.5), squeeze=False)
-    for axis, line in zip(axes[0], lines, strict=True):
-        row = [point for point in found if point["line"] == line and "failed" not in point]
-        places = range(len(row))
-        axis.bar(places, [point["seconds_a_chunk"] for point in row], label="measured")
-        axis.plot(places, [point["floor_seconds"] for point in row], "k_", markersize=18, label="floor")
-        axis.set_xticks(list(places), [point["at"].replace(" ", "\n", 1) for point in row], fontsize=7)
-        axis.set(title=line, ylabel="seconds a chunk")
-    axes[0][0].legend()
-    figure.tight_layout()
-    figure.savefig(file)
-    plt.close(figure)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--weights", help="a checkpoint, or random; default: those that come with the preset")
     parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS)
     parser.add_argument("--lines", default="window,live,size", help="default: %(default)s")
-    parser.add_argument("--chunks", type=int, default=3, help="steps to time (default: 3)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lines into a PNG or SVG file")
+    parser.add_argument("--chunks", type=int, default=5, help="steps to time (default: 5)")
     parser.add_argument("--device", default="auto")
     machine.add_output(parser)
     return parser
