@@ -74,10 +74,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def grid(engine: Engine, truth: Truth, tries: int) -> Image.Image:
-    """All places, each as the renderer and as the model show it."""
+    """All places, each as the renderer and as the model show it. SystemExit when Ctrl-C ends it."""
     walks = [_best_walk(number, truth, tries) for number in range(len(PLACES))]
     with Stop("stopping; nothing is drawn yet") as stop:
         records = run(engine, "gallery", walks, stop)
+    if stop.asked:
+        raise SystemExit(130)
     stands = torch.stack([poses(walk)[-1] for walk in walks])
     drawn = truth.full(stands, torch.tensor([walk.scenes[0] for walk in walks]))
     made = torch.stack([record.full[CHUNKS - 1] for record in records])

@@ -203,7 +203,7 @@ class _Sessions:
         """
         token = request.query_params.get("session")
         if token == "":
-            token = request.headers.get("authorization", "").partition(" ")[2].strip()
+            token = bearer(request.headers.get("authorization")) or ""
         if token is None and (watch_token := request.query_params.get("watch")) is not None:
             return self._new_spectator(watch_token), True
         if token is None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -294,6 +295,9 @@ def test_the_gallery_shows_every_place_twice_and_the_animation_fits(tmp_path, mo
     assert tiny_gallery.animate(frames, tmp_path / "walk.webp") < tiny_gallery.LARGEST_ANIMATION
     with Image.open(tmp_path / "walk.webp") as image:
         assert image.n_frames == len(frames)
+    monkeypatch.setattr(tiny_gallery, "run", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match="130"):
+        tiny_gallery.grid(engine, CoarseTruth("cpu"), tries=1)
 
 
 @pytest.mark.slow

@@ -205,6 +205,6 @@ async def test_a_viewers_token_may_come_in_a_header_and_another_bearer_is_a_play
         offer = await other.offer()
         answer = await client.post("/whep?prompt=blue", offer, Authorization="Bearer of-a-proxy")
         assert answer.status_code == 201 and len(client.service.hub._viewers) == 2
-        for wrong in ({}, {"Authorization": "Bearer guess"}):
+        for wrong in ({}, {"Authorization": "Bearer guess"}, {"Authorization": f"Basic {token}"}):
             assert (await client.post("/whep?session=", offer, **wrong)).status_code == 404
         await other.connection.close()
