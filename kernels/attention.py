@@ -189,12 +189,16 @@ def _missing(backend: str) -> str | None:
         return None
     try:
         _flash_function(backend)
+    except ModuleNotFoundError as error:
+        brought = f"; chunkcast's extra {_EXTRAS[backend]!r} brings it" if backend in _EXTRAS else ""
+        return f"{error}{brought}"
     except (ImportError, AttributeError, OSError) as error:  # OSError: a wheel built for another CUDA
         return f"{_FLASH_MODULES[backend]} does not import: {error}"
     return None
 
 
 _FLASH_MODULES = {"flash4": "flash_attn.cute", "flash3": "flash_attn_interface", "flash2": "flash_attn"}
+_EXTRAS = {"flash4": "hopper", "flash2": "cuda"}
 _TORCH_KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "torch-flash": SDPBackend.FLASH_ATTENTION,

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -117,3 +119,14 @@ def test_every_backend_that_is_there_agrees_with_the_plain_one():
             torch.testing.assert_close(
                 attention(q, k, v, backend).float(), plain(q, k, v).float(), atol=2e-2, rtol=2e-2
             )
+
+
+def test_on_a_hopper_gpu_whoever_lacks_flash_attention_is_told_what_brings_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(module, "keep_on_disk", lambda: None)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not there
+    missing = module._missing.__wrapped__
+    module._flash_function.cache_clear()
+    assert missing("flash4").endswith("chunkcast's extra 'hopper' brings it")
+    assert missing("flash2").endswith("chunkcast's extra 'cuda' brings it")
