@@ -5,10 +5,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from pipeline.chunk import Control, Ended, Session, SessionSpec
@@ -17,9 +15,7 @@ from pipeline.engine import Engine
 from pipeline.history import by_chunk
 from pipeline.presets import Preset
 from pipeline.steering import Steering
-
-CONTAINERS = (".mp4", ".mkv", ".mov")
-CONSTANT_RATE_FACTOR = "18"
+from pipeline.video_file import VideoFile, check_output
 
 
 def generate(
@@ -36,7 +32,7 @@ def generate(
     A cue's frame counts from this run's first and takes effect at the chunk that makes it. Frames reach the file as
     their chunk is made, `progress` hears how many; Ctrl-C ends the run after the chunk in the making.
     `save` gets the session at the frame after the last one written, also when the run ends early. Raises ValueError for
-    a file name, a number of frames or a session that cannot be.
+    a file name, a number of frames or a session that cannot be, and for a file that the disk does not take.
     """
     check_output(out)
     if frames < 1:
@@ -65,14 +61,6 @@ def begin(engine: Engine, start: SessionSpec | Session) -> None:
         engine.resume(start)
     else:
         engine.open(start)
-
-
-def check_output(out: Path) -> None:
-    """Raise ValueError unless `out` is a video file's name in a folder that is there."""
-    if out.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"{out} is no video file's name; end it with one of {', '.join(CONTAINERS)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} for the video")
 
 
 def at_frame(data: Session, preset: Preset, frame: int) -> Session:
@@ -142,27 +130,3 @@ def _unhurried() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class VideoFile:
-    """An H.264 file that is playable whenever it is closed."""
-
-    def __init__(self, path: Path, fps: int, height: int, width: int):
-        self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=Fraction(fps))
-        self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": CONSTANT_RATE_FACTOR}
-
-    def write(self, frames: np.ndarray) -> None:
-        """frames: (N, H, W, 3) uint8 RGB."""
-        for pixels in frames:
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-
-    def __enter__(self) -> "VideoFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(av.error.EOFError):
-            self._container.mux(self._stream.encode(None))
-        self._container.close()

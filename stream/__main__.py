@@ -505,7 +505,8 @@ def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from pipeline.engine import build
-    from pipeline.generate import check_output, generate, walking_on
+    from pipeline.generate import generate, walking_on
+    from pipeline.video_file import check_output
 
     check_output(options.output)
     engine = build(**engine_options(options), slots=1)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -22,9 +22,9 @@ from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSession
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipeline.video_file import VideoFile, check_output
 from stream import protocol
 
-CONTAINERS = (".mp4", ".mkv", ".mov")
 TRIES = 6
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 15.0
 REQUEST_SECONDS = 15.0
@@ -32,7 +32,6 @@ LAST_WORD_SECONDS = 2.0
 NO_WORDS = "this place"
 """What is asked for until a picture is there that says by itself what to see."""
 RESEND_SECONDS = protocol.KEYS_HELD_SECONDS / 5
-CONSTANT_RATE_FACTOR = "18"
 _TICKS = 90_000
 _MESSAGES: TypeAdapter[protocol.FromServer] = TypeAdapter(Annotated[protocol.FromServer, Field(discriminator="type")])
 
@@ -55,14 +54,6 @@ class Wish:
     walk: tuple[frozenset[str], ...] = ()
     image: bytes | None = field(default=None, repr=False)
     access: str | None = field(default=None, repr=False)
-
-
-def check_output(out: Path) -> None:
-    """Raise ValueError unless `out` is a video file's name in a folder that is there."""
-    if out.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"{out} is no video file's name; end it with one of {', '.join(CONTAINERS)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} for the video")
 
 
 def check_url(url: str) -> str:
@@ -95,8 +86,7 @@ class Recording:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._container: Any = None
-        self._stream: Any = None
+        self._file: VideoFile | None = None
         self._shift: int | None = None
         self._last = -1
         self.frames = 0
@@ -107,52 +97,23 @@ class Recording:
 
     def write(self, frame: av.VideoFrame, fps: int) -> None:
         """Add a frame; one that is not later than the one before is put just after it. ValueError when it cannot be."""
-        with self._writing():
-            self._write(frame, fps)
-
-    def _write(self, frame: av.VideoFrame, fps: int) -> None:
-        if self._container is None:
-            self._open(frame, fps)
+        if self._file is None:
+            self._file = VideoFile(self._path, fps, frame.height, frame.width, Fraction(1, _TICKS))
         ticks = round(frame.pts * frame.time_base * _TICKS)
         if self._shift is None:
             self._shift = (self._last + _TICKS // fps if self.frames else 0) - ticks
         self._last = max(ticks + self._shift, self._last + 1)
         pixels = frame.reformat(format="yuv420p")
         pixels.pts, pixels.time_base, pixels.pict_type = self._last, Fraction(1, _TICKS), 0
-        self._container.mux(self._stream.encode(pixels))
+        self._file.add(pixels)
         self.frames += 1
-
-    def _open(self, frame: av.VideoFrame, fps: int) -> None:
-        self._container = av.open(str(self._path), "w")
-        self._stream = self._container.add_stream("libx264", rate=fps)
-        self._stream.height, self._stream.width, self._stream.pix_fmt = frame.height, frame.width, "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, _TICKS)
-        self._stream.options = {"crf": CONSTANT_RATE_FACTOR}
 
     def __enter__(self) -> "Recording":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(ValueError) if kind else contextlib.nullcontext(), self._writing():
-            self._close()  # what went wrong first is what is said
-
-    def _close(self) -> None:
-        if self._container is None:
-            return
-        try:
-            with contextlib.suppress(av.error.EOFError):
-                self._container.mux(self._stream.encode(None))
-        finally:
-            self._container.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What the disk refuses is told in a sentence."""
-        try:
-            yield
-        except (OSError, av.error.FFmpegError) as error:
-            reason = error.strerror or str(error)
-            raise ValueError(f"{self._path} cannot be written ({reason}): give it another name or more room") from None
+    def __exit__(self, *exception: Any) -> None:
+        if self._file is not None:
+            self._file.__exit__(*exception)
 
 
 class _Viewer:

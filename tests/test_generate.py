@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import av
 import numpy as np
@@ -144,3 +145,14 @@ def test_a_run_needs_a_prompt_once(tmp_path, capsys):
     ):
         assert main(["generate", *arguments, "-o", "a.mp4"]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"), [(Path.mkdir, "Is a directory"), (lambda out: out.symlink_to("/dev/full"), "No space")]
+)
+def test_a_file_that_the_disk_does_not_take_is_said_before_anything_is_made(tmp_path, spoil, says):
+    engine, made = small_engine(), []
+    spoil(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=rf"a\.mp4 cannot be written \({says}.*another name or more room"):
+        generate(engine, spec(), 8, tmp_path / "a.mp4", made.append)
+    assert not made and not list(engine._slots)

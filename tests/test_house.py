@@ -18,7 +18,8 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 KERNELS_LIVE_ON = {"torch", "flash_attn", "triton", "kernels"}
-READS_AND_WRITES_FILES = {"pipeline/generate.py"}
+READS_AND_WRITES_FILES = {"pipeline/video_file.py"}
+SEEN_BY_STREAM = ("pipeline.chunk", "pipeline.video_file")
 JOINTS = {"stream/__main__.py", "stream/worker.py"}
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -73,7 +74,7 @@ def is_wrong(module: str, name: str, room: str) -> bool:
     if room == "kernels":
         return root not in KERNELS_LIVE_ON | (sys.stdlib_module_names - NETWORK)
     if room == "stream" and root == "pipeline":
-        return name not in JOINTS and not is_within(module, "pipeline.chunk")
+        return name not in JOINTS and not any(is_within(module, seen) for seen in SEEN_BY_STREAM)
     if room == "pipeline" and root == "av":
         return name not in READS_AND_WRITES_FILES
     return root in FORBIDDEN[room]
