@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunks", type=int, default=5000, help="default: 5000")
     parser.add_argument("--preset", help="default: a small model with random weights")
     parser.add_argument("--weights", help="a checkpoint, or random; default: those that come with the preset")
-    parser.add_argument("--image", metavar="FILE", help="a picture to begin with; presets that need one have another")
+    parser.add_argument("--image", metavar="FILE", help="a picture to begin with (default: a grey one, if needed)")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS, help="for --preset")
     parser.add_argument("--device", default="auto")

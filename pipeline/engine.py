@@ -754,7 +754,7 @@ def _rehearse(engine: Engine) -> None:
     """A few chunks in every slot, so that everything that a step needs has been in memory at once; graphs too."""
     with engine._trial(len(engine._slots)) as names:
         for _ in range(REHEARSED_CHUNKS):
-            engine.step(names)
+            engine.step()
         if isinstance(engine._run, Passes):
             engine._record_graphs(names)
 

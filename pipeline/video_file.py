@@ -44,6 +44,7 @@ class VideoFile:
             self.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
 
     def add(self, frame: av.VideoFrame) -> None:
+        """A frame of the file's size, with its time in `time_base` where the file has one."""
         with self._writing():
             self._container.mux(self._stream.encode(frame))
 

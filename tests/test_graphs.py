@@ -97,6 +97,6 @@ def test_a_rehearsal_that_shares_out_a_gpus_memory_records_the_graphs_too(monkey
     capture = Repeated()
     engine = settled_engine(capture, schedule=schedule)
     step = engine.step
-    monkeypatch.setattr(engine, "step", lambda sessions: (step(sessions), engine.settle())[0])
+    monkeypatch.setattr(engine, "step", lambda *sessions: (step(*sessions), engine.settle())[0])
     _rehearse(engine)
     assert capture.captured == captured
