@@ -39,7 +39,7 @@ growth)
   said growth 300 ;;
 profile) # where a step's time goes, as it is and as the transformer is without fuse
   for preset in 1.3b 14b; do
-    throughput "profile-$preset" 200 --preset "lingbot-world-v2-$preset" --slots 1 --chunks 3 --frames 9 \
+    throughput "profile-$preset" 260 --preset "lingbot-world-v2-$preset" --slots 1 --chunks 3 --frames 9 \
       --way "schedule=turns vae=rows" --way "schedule=turns vae=rows eager=yes" --digest "profile-$preset"
   done ;;
 start)

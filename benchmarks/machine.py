@@ -50,7 +50,7 @@ def keep(result: dict[str, Any], name: str | None) -> None:
     A long benchmark calls it after each row: what ends it early takes nothing that was measured.
     """
     if name:
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -12,7 +12,6 @@ first way. Frames are taken by a thread of their own, as in the service. A table
 import argparse
 import gc
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -145,7 +144,7 @@ def measure_way(
         print(run, flush=True)
         if options.digest:
             name = "-".join((options.digest, *str(way).replace(",", "").split(), str(count)))
-            write_digest(engine, count, machine.RESULTS / name)
+            write_digest(engine, count, name)
     clip = make_clip(engine, options.frames)
     facts = {"first_frame_seconds": round(clip.first, 4), "clip_seconds": round(clip.whole, 3)}
     facts |= {"open_seconds": round(clip.opened, 4)}
@@ -302,13 +301,13 @@ class CountedSyncs(warnings.catch_warnings):
         super().__exit__(*exception)
 
 
-def write_digest(engine: Engine, count: int, name: Path) -> None:
-    """Where the time of a step goes, as text and JSON; the trace itself is too large to keep."""
+def write_digest(engine: Engine, count: int, name: str) -> None:
+    """Where the time of a step goes, as text and JSON beside the results; the trace itself is too large to keep."""
     with tempfile.TemporaryDirectory() as folder:
         facts = profile_engine(engine, count, DIGEST_CHUNKS, Path(folder) / "trace.json")
     facts |= {"preset": engine.preset.name, "sessions": count, "schedule": engine.schedule, **machine.facts()}
-    name.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    name.with_suffix(".txt").write_text(render(facts))
+    machine.keep(facts, name)
+    (machine.RESULTS / f"{name}.txt").write_text(render(facts))
 
 
 # The machine's own limits
