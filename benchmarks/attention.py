@@ -2,13 +2,15 @@
 
 Prints the rate of a large matrix product first, which no kernel passes. Then for a chunk's queries on 1, 2, 4, ...
 chunks of keys up to the window, and on the text's rows: milliseconds and TFLOP/s of each kernel that can run (median of
-some runs from a cold cache, on random data), the error of its result against float32, and which one is taken. "share"
-is that of the ceiling. JSON last.
+some runs from a cold cache, on random data), the error of its result against float32, and which one is taken. "fp8" is
+attention in FP8 as the engine runs it, on keys and values that are in float8 already; it is taken by who asks for it.
+"share" is that of the ceiling. JSON last.
 """
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from benchmarks import machine
 from benchmarks.regions import microseconds
 from benchmarks.throughput import median_seconds
 from kernels.attention import attention, available_backends
+from kernels.fp8_attention import VALUES_SIZE, fp8_attention, fp8_attention_missing, narrow, widen
 from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     result["rows"] = []
     for queries, keys in lengths(preset):
         result["rows"].append(row := measure(preset, queries, keys, device, dtype))
-        row["share"] = round(max(each.get("tflops", 0) for each in row["backends"].values()) / ceiling, 3)
+        row["share"] = round(row["backends"][row["taken"]]["tflops"] / ceiling, 3)
         print(row, flush=True)
         machine.keep(result, options.save)
     machine.finish(result, options.save)
@@ -61,23 +64,30 @@ def measure(preset: Preset, queries: int, keys: int, device: torch.device, dtype
     q, k, v = (torch.randn(1, n, heads, width, device=device, dtype=dtype) for n in (queries, keys, keys))
     few = [each[:, :, :FEW_HEADS].float() for each in (q, k, v)]
     expected = attention(*few, "sdpa")
-    found: dict[str, Any] = {}
-    for name, missing in available_backends().items():
-        if missing is None:
-            found[name] = _measured(name, (q, k, v), expected)
+    found = {
+        name: _measured(functools.partial(attention, q, k, v, name), keys, expected)
+        for name, missing in available_backends().items()
+        if missing is None
+    }
     best = min((name for name in found if "ms" in found[name]), key=lambda name: found[name]["ms"])
+    if device.type == "cuda" and fp8_attention_missing(device) is None:
+        found["fp8"] = _measured(_in_fp8(q, k, v), keys, expected)
     return {"queries": queries, "keys": keys, "taken": best, "backends": found}
 
 
-def _measured(name: str, qkv: tuple[Tensor, Tensor, Tensor], expected: Tensor) -> dict[str, Any]:
-    q, k, _ = qkv
+def _in_fp8(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
+    keys, values = narrow(k[0]), narrow(v[0], VALUES_SIZE)
+    return lambda: widen(fp8_attention(narrow(q[0]), keys, values, len(keys)), q.dtype, VALUES_SIZE)[None]
+
+
+def _measured(run: Callable[[], Tensor], keys: int, expected: Tensor) -> dict[str, Any]:
     try:
-        made = attention(*qkv, name)[:, :, :FEW_HEADS].float()
-        spent = microseconds(lambda: attention(*qkv, name), q.device) / 1e6
+        made = run()
+        spent = microseconds(run, made.device) / 1e6
     except Exception as error:  # what a library or compiler cannot do is a finding too
         return {"failed": f"{type(error).__name__} {str(error)[:160]}"}
-    work = 4 * q.shape[1] * k.shape[1] * q.shape[2] * q.shape[3]
-    error = float((made - expected).norm() / expected.norm())
+    work = 4 * keys * made.numel()
+    error = float((made[:, :, :FEW_HEADS].float() - expected).norm() / expected.norm())
     return {"ms": round(1000 * spent, 4), "tflops": _short(work / spent / 1e12), "error": f"{error:.1e}"}
 
 

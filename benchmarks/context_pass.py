@@ -1,4 +1,4 @@
-"""What `--context-pass reuse` (or `--change cache=fp8`) changes in the picture: `python -m benchmarks.context_pass`.
+"""What `--context-pass reuse` changes in the picture: `python -m benchmarks.context_pass`; or another --change.
 
 The tiny world with its trained weights, on a CPU: the same walks as it comes and with the option. By time into the
 walk: relative error of the latents and PSNR of the frames against the exact walk; and, because two good worlds may
@@ -24,7 +24,7 @@ from pipeline.engine import Engine, build
 from pipeline.tiny.renderer import Renderer
 
 PROMPTS = ("a green meadow by day", "a desert by day", "a lantern garden at night", "a snowy forest at dusk, snowfall")
-CHANGES = ("context_pass=reuse", "cache=fp8")
+CHANGES = ("context_pass=reuse", "cache=fp8", "attention=fp8")
 SPANS = ((0, 1), (1, 2), (2, 8), (8, 16), (16, 32), (32, 64))
 """Chunks from the first number up to the second, which are shown together."""
 DRAWN = 4

@@ -38,7 +38,7 @@ from stream.schedule import LEAD_SECONDS, grant_of
 from stream.worker import Worker
 
 PROMPT = "a meadow by day"
-WAYS = ("precision", "vae_precision", "graphs", "cache")
+WAYS = ("precision", "vae_precision", "attention", "graphs", "cache")
 """Options of the engine that a result names."""
 READY_SECONDS = 540.0
 SETTLE_CHUNKS = 12
@@ -327,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="bf16", help="of the linears: bf16 or fp8 (default: bf16)")
     parser.add_argument("--vae-precision", default="exact", choices=VAE_PRECISIONS, help="default: exact")
     parser.add_argument("--graphs", action="store_true", help="on a GPU, as the service's option")
+    parser.add_argument("--attention", default="auto", metavar="NAME", help="as the service's option")
     parser.add_argument("--cache", default="plain", choices=("plain", "fp8"), help="as the service's option")
     parser.add_argument("--context", type=int, help="latent frames kept by a preset without a window")
     parser.add_argument("--lead", type=float, default=1000 * LEAD_SECONDS, metavar="MS", help="default: %(default)g")

@@ -20,7 +20,8 @@ from benchmarks.throughput import REPEATS, median_seconds
 from kernels import fused
 from kernels.attention import attention, available_backends
 from kernels.compiled import compiled
-from kernels.linear import Fp8Linear, Quantized, fp8_matmul, fp8_missing, join, quantize_rows
+from kernels.fp8 import Quantized, fp8_missing, quantize_rows
+from kernels.linear import Fp8Linear, fp8_matmul, join
 from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 

@@ -29,6 +29,9 @@ import torch
 from benchmarks import machine
 from benchmarks.floor import passes_against_floor, timed_passes
 from kernels.attention import attention
+from kernels.fp8 import fp8_missing, quantize
+from kernels.fp8_attention import fp8_attention, fp8_attention_missing, narrow
+from kernels.linear import fp8_matmul
 from pipeline.chunk import Ended, SessionSpec
 from pipeline.device import choose_device
 from pipeline.digest import render
@@ -314,7 +317,10 @@ def write_digest(engine: Engine, count: int, name: str) -> None:
 
 
 def measure_ceilings(preset: Preset, device: torch.device) -> dict[str, float]:
-    """Of the preset's own shapes, TFLOP/s: its FFN's first product, attention on a full window; TB/s of a copy."""
+    """Of the preset's own shapes, TFLOP/s: its FFN's first product, attention on a full window; TB/s of a copy.
+
+    In FP8 as well where this machine has what that takes.
+    """
     config, dtype = preset.transformer, torch.bfloat16 if device.type == "cuda" else torch.float32
     tokens = preset.token_grid[0] * preset.token_grid[1]
     queries, keys = tokens * preset.chunk, tokens * (preset.window or 21)
@@ -327,18 +333,27 @@ def measure_ceilings(preset: Preset, device: torch.device) -> dict[str, float]:
     product = median_seconds(lambda: torch.nn.functional.linear(x, weight), device)
     attend = median_seconds(lambda: attention(q, k, v), device)
     copy = median_seconds(big.clone, device)
-    return {
-        "matrix_tflops": round(2 * queries * config.dim * config.ffn_dim / product / 1e12, 5),
-        "attention_tflops": round(4 * queries * keys * config.dim / attend / 1e12, 5),
+    products, attends = 2e-12 * queries * config.dim * config.ffn_dim, 4e-12 * queries * keys * config.dim
+    found = {
+        "matrix_tflops": round(products / product, 5),
+        "attention_tflops": round(attends / attend, 5),
         "copy_tb_s": round(2 * big.numel() / copy / 1e12, 4),
     }
+    if fp8_missing(device) is None:
+        rows, columns = quantize(x), quantize(weight)
+        found["matrix_fp8_tflops"] = round(products / median_seconds(lambda: fp8_matmul(rows, columns), device), 1)
+    if device.type == "cuda" and fp8_attention_missing(device) is None:
+        q, k, v = (narrow(each[0]) for each in (q, k, v))
+        seconds = median_seconds(lambda: fp8_attention(q, k, v, keys), device)
+        found["attention_fp8_tflops"] = round(attends / seconds, 1)
+    return found
 
 
 def floor_seconds(engine: Engine, ceilings: dict[str, float]) -> float:
     """What one chunk of one session would take with nothing but its matrix products and attention, at the ceilings.
 
     Counted: the linears of every pass and of the camera once, self-attention on a full window, cross-attention on all
-    text rows. Left out: prompts, embeddings of time, the VAE.
+    text rows. Left out: prompts, embeddings of time, the VAE. What the engine does in FP8 has the ceilings of FP8.
     """
     preset, config = engine.preset, engine.preset.transformer
     tokens = preset.token_grid[0] * preset.token_grid[1] * preset.chunk
@@ -347,8 +362,15 @@ def floor_seconds(engine: Engine, ceilings: dict[str, float]) -> float:
     linears = passes * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)
     camera = 4 * config.dim**2 if config.camera_channels else 0
     products = 2 * tokens * config.layers * (linears + camera)
-    attends = 4 * tokens * config.layers * config.dim * passes * (window + config.text_rows)
-    return (products / ceilings["matrix_tflops"] + attends / ceilings["attention_tflops"]) / 1e12
+    attends, reads = (4 * tokens * config.layers * config.dim * passes * keys for keys in (window, config.text_rows))
+    matrix = _ceiling(ceilings, "matrix", config.precision == "fp8")
+    attention = _ceiling(ceilings, "attention", engine.attention_in_fp8)
+    return (products / matrix + attends / attention + reads / ceilings["attention_tflops"]) / 1e12
+
+
+def _ceiling(ceilings: dict[str, float], of: str, in_fp8: bool) -> float:
+    plain = ceilings[f"{of}_tflops"]
+    return ceilings.get(f"{of}_fp8_tflops", plain) if in_fp8 else plain
 
 
 def median_seconds(work: Callable[[], object], device: torch.device) -> float:

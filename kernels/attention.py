@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kernels.caches import keep_on_disk
 
 MAX_FLASH_HEAD_WIDTH = 256
+SAME_IN_COMPANY = ("flash4",)
+"""Backends that give a slot the same bits whatever other slots are in the call; tests/test_attention.py shows it."""
 WARM, TIMED = 2, 5
 """Runs of a backend before its time is taken, and for it."""
 
@@ -33,6 +35,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: "str | Choice" = "auto")
     """
     name = backend.of(q, k, v) if isinstance(backend, Choice) else _choose(q, backend)
     return _KERNELS[name](q, k, v)
+
+
+def attention_each(q: Tensor, k: Tensor, v: Tensor, backend: "str | Choice" = "auto") -> Tensor:
+    """attention() with the bits that each slot has alone: in one call where the kernel gives it the same in company.
+
+    One call of two slots is up to a tenth quicker than two calls: fewer of the GPU's processors wait for the last ones.
+    """
+    alone = [each[:1] for each in (q, k, v)]
+    name = backend.of(*alone) if isinstance(backend, Choice) else _choose(q, backend)
+    if name in SAME_IN_COMPANY:
+        return _KERNELS[name](q, k, v)
+    outputs = [_KERNELS[name](*(each[slot : slot + 1] for each in (q, k, v))) for slot in range(len(q))]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -239,3 +254,4 @@ _KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "efficient": functools.partial(_torch, "efficient"),
     "sdpa": _sdpa,
 }
+BACKENDS = tuple(_KERNELS)

@@ -1,28 +1,17 @@
 """Linear layers of several precisions behind one constructor.
 
-FP8 here is row-wise: each row of the input and each row of the weight has its own float32 scale, so that
-y[i, j] = (xq[i] . wq[j]) * sx[i] * sw[j] + b[j], with xq, wq in float8_e4m3fn (largest value 448).
+FP8 here is row-wise: each row of the input and each row of the weight has its own float32 scale (kernels.fp8), so that
+y[i, j] = (xq[i] . wq[j]) * sx[i] * sw[j] + b[j], with xq, wq in float8_e4m3fn.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max
-FP8_CAPABILITY = (8, 9)
-SMALLEST_AMAX = 1e-12  # a row of zeros must not divide by zero
+from kernels.fp8 import FP8, Quantized, fp8_missing, quantize, quantize_rows
 
 PRECISIONS = ("plain", "fp8")
-
-
-class Quantized(NamedTuple):
-    """values: (..., K) float8_e4m3fn; scale: (..., 1) float32, so that values * scale is what was quantized."""
-
-    values: Tensor
-    scale: Tensor
 
 
 def linear(in_features: int, out_features: int, bias: bool = True, precision: str = "plain") -> nn.Module:
@@ -55,10 +44,9 @@ def join(layers: Sequence[nn.Module]) -> nn.Module:
     return joint.eval()
 
 
-def quantize_rows(x: Tensor) -> Quantized:
-    """x: (..., K) of any float dtype to float8 with one scale a row; the largest of each row becomes 448."""
-    scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_AMAX) / FP8_MAX
-    return Quantized((x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
+def plain_weight(layer: nn.Module) -> Tensor:
+    """(out, in) of a layer of either precision, as numbers."""
+    return layer.weight.float() * layer.weight_scale if isinstance(layer, Fp8Linear) else layer.weight
 
 
 def fp8_matmul_reference(x: Quantized, weight: Quantized, bias: Tensor | None = None) -> Tensor:
@@ -82,15 +70,6 @@ def fp8_matmul(x: Quantized, weight: Quantized, bias: Tensor | None = None) -> T
     )
 
 
-def fp8_missing(device: torch.device) -> str | None:
-    """Why `device` has no FP8 matrix units that torch can use, or None."""
-    if device.type != "cuda":
-        return f"{device} is not a CUDA device"
-    if (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
-        return f"it needs compute capability 8.9 or later, this GPU has {found[0]}.{found[1]}"
-    return None
-
-
 class Fp8Linear(nn.Module):
     """A linear layer with row-wise FP8 weights; input features a multiple of 16 on a GPU.
 
@@ -105,7 +84,7 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """x: (..., in), or the same quantized, to (..., out) in the dtype of x, else of the bias."""
-        rows, dtype = (x, self._own_dtype) if isinstance(x, Quantized) else (quantize_rows(x), x.dtype)
+        rows, dtype = (x, self._own_dtype) if isinstance(x, Quantized) else (quantize(x), x.dtype)
         shape = rows.values.shape[:-1]
         rows = Quantized(rows.values.flatten(0, -2), rows.scale.flatten(0, -2))
         matmul = fp8_matmul if rows.values.is_cuda else fp8_matmul_reference

@@ -7,7 +7,7 @@ same numbers. The largest of each head's numbers becomes more than 224 and at mo
 import torch
 from torch import Tensor
 
-from kernels.linear import FP8, FP8_MAX, SMALLEST_AMAX, Quantized, fp8_missing
+from kernels.fp8 import FP8, FP8_MAX, SMALLEST_AMAX, Quantized, fp8_missing
 
 try:
     import triton

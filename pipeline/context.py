@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.linear import FP8
+from kernels.fp8 import FP8
 from pipeline.kv_cache import POSITIONS
 from pipeline.presets import Preset
 

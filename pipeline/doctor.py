@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from kernels.attention import available_backends
-from kernels.linear import fp8_missing
+from kernels.fp8 import fp8_missing
+from kernels.fp8_attention import fp8_attention_missing
 from pipeline import huggingface as hub
 from pipeline import memory
 from pipeline.catalogue import CUDA_BYTES, gpu_bytes
@@ -117,6 +118,8 @@ def _attention() -> Iterator[Finding]:
     taken = next(name for name, missing in backends.items() if missing is None)
     for name, missing in backends.items():
         yield Finding(LACK if missing else OK, name, missing or ("the fastest here" if name == taken else ""))
+    missing = fp8_attention_missing(torch.device("cuda")) if torch.cuda.is_available() else "torch sees no CUDA device"
+    yield Finding(LACK if missing else OK, "fp8", missing or "quicker, a little off: --attention fp8")
 
 
 def _fp8() -> Finding:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kernels.attention import attention
 from pipeline.kv_cache import CacheView, KVCache, SlotView, Span
 from pipeline.transformer import CameraTerms, TextTerms, TimeTerms, Transformer
 
@@ -129,14 +128,10 @@ class FullView:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As CacheView.attend; q, k, v: (B, L, H, D)."""
-        outputs = [self._attend_slot(layer, index, q, k, v) for index in range(len(self._slots))]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _attend_slot(self, layer: int, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        slot, whole = self._slots[index], Span(0, self._cache.k.shape[2])
-        self._cache.write(layer, slot, self._places[index], k[index], v[index])
-        keys, values = self._cache.read(layer, slot, [whole])
-        return attention(q[index : index + 1], keys[None], values[None], self._cache.backend)
+        for row, (slot, places) in enumerate(zip(self._slots, self._places, strict=True)):
+            self._cache.write(layer, slot, places, k[row], v[row])
+        whole = (Span(0, self._cache.k.shape[2]),)
+        return self._cache.attend(layer, self._slots, [whole] * len(self._slots), q)
 
 
 class _Buffers:

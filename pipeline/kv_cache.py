@@ -16,7 +16,8 @@ take part; that is 44 of 128 for Wan, and 17% of a sink's keys and values to kee
 
 Packed, keys and values lie in float8 (kernels.packed): half of the memory of bfloat16, and each number a little off.
 What a chunk sees is unpacked before each attention, its own keys too. Of a packed sink the whole keys are kept beside
-it, as written, and what is turned is packed anew.
+it, as written, and what is turned is packed anew. With attention in FP8 (kernels.fp8_attention) they lie in float8 as
+that reads them, without scales of their own, and nothing is unpacked.
 
 T latent frames in a chunk, L tokens in a chunk, H heads, D head width.
 """
@@ -29,8 +30,9 @@ import torch
 from torch import Tensor
 
 from kernels import fused
-from kernels.attention import Choice, attention
-from kernels.linear import FP8, Quantized
+from kernels.attention import Choice, attention, attention_each
+from kernels.fp8 import FP8, Quantized
+from kernels.fp8_attention import fp8_attention, narrow, widen
 from kernels.packed import pack, unpack
 from pipeline.transformer import rope_angles, time_frequencies
 
@@ -92,11 +94,13 @@ class KVCache:
         backend: str | Choice = "auto",
         positions: int = POSITIONS,
         packed: bool = False,
+        value_scales: Sequence[float] | None = None,
     ):
         """`backend` is that of kernels.attention; `positions` is where the sink begins to follow the stream.
 
-        Where a window is longer than that, when the ring has closed. `packed` keeps keys and values in float8. Raises
-        ValueError unless 0 <= sink_frames < window_frames.
+        Where a window is longer than that, when the ring has closed. `packed` keeps keys and values in float8.
+        `value_scales`, a power of two for each layer, has attention in FP8 with values times that, and then `packed`
+        changes nothing. Raises ValueError unless 0 <= sink_frames < window_frames.
         """
         if not 0 <= sink_frames < window_frames:
             raise ValueError(
@@ -107,29 +111,41 @@ class KVCache:
         self.tokens_per_frame = tokens_per_frame
         self.backend = backend
         shape = (layers, slots, window_frames * tokens_per_frame, heads, head_width)
-        self.dtype, self._packed = dtype, packed
+        self.dtype, self._value_scales = dtype, value_scales
+        self._packed = packed and not value_scales
         self.k, self._k_scale = self._rows(shape, device)
         self.v, self._v_scale = self._rows(shape, device)
         self._positions = [0] * slots
         self._follow_from = max(positions, window_frames)
         self._time_pairs = len(time_frequencies(head_width, "cpu"))
-        kept = head_width if packed else 2 * self._time_pairs  # the time channels of its keys, as written
+        kept = head_width if self._packed else 2 * self._time_pairs  # the time channels of its keys, as written
         self._sink, self._sink_scale = self._rows((layers, slots, sink_frames * tokens_per_frame, heads, kept), device)
         self._turned = [[0] * layers for _ in range(slots)]  # how far each sink in the cache is turned now
 
     def _rows(self, shape: tuple[int, ...], device: torch.device | str) -> Quantized:
         """Numbers, and the scales of packed ones."""
         scales = (*shape[:-1], 1) if self._packed else (0,)
-        values = torch.empty(shape, dtype=FP8 if self._packed else self.dtype, device=device)
+        # Zeros for attention in FP8: rows that are not seen take part with a weight of nothing, so they must be finite.
+        make = torch.zeros if self._value_scales else torch.empty
+        values = make(shape, dtype=FP8 if self._packed or self._value_scales else self.dtype, device=device)
         return Quantized(values, torch.empty(scales, dtype=torch.bfloat16, device=device))
 
     def write(self, layer: int, slot: int, rows: slice | Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values (L, H, D) to these rows, a slice or (L,) on the device."""
-        self._write((self.k, self._k_scale), layer, slot, rows, k)
-        self._write((self.v, self._v_scale), layer, slot, rows, v)
+        self._write((self.k, self._k_scale), layer, slot, rows, self._stored(k))
+        scale = self._value_scales[layer] if self._value_scales else 1.0
+        self._write((self.v, self._v_scale), layer, slot, rows, self._stored(v, scale))
 
-    def _write(self, stored: tuple[Tensor, Tensor], layer: int, slot: int, rows: slice | Tensor, new: Tensor) -> None:
-        for place, part in zip(stored, pack(new) if self._packed else (new,), strict=False):
+    def _stored(self, new: Tensor, scale: float = 1.0) -> tuple[Tensor, ...]:
+        """As it lies here: numbers, and scales of packed ones."""
+        if self._value_scales:
+            return (narrow(new, scale),)
+        return pack(new) if self._packed else (new,)
+
+    def _write(
+        self, places: tuple[Tensor, Tensor], layer: int, slot: int, rows: slice | Tensor, new: tuple[Tensor, ...]
+    ) -> None:
+        for place, part in zip(places, new, strict=False):
             place = place[layer, slot]
             if isinstance(rows, slice):
                 place[rows] = part
@@ -138,14 +154,37 @@ class KVCache:
             else:
                 place.index_copy_(0, rows, part)
 
+    def attend(self, layer: int, slots: Sequence[int], seen: "Sequence[Sequence[Span]]", q: Tensor) -> Tensor:
+        """What these slots' queries (B, L, H, D) find in the rows that each sees, (B, L, H, D).
+
+        A slot gets the same bits with and without company. Slots that stand at different places are called one by one,
+        which needs neither masks nor padding.
+        """
+        if not (self._packed or self._value_scales) and (side := _side_by_side(slots, seen)):
+            return attention_each(q, self.k[layer][side], self.v[layer][side], self.backend)
+        alone = self._attend_in_fp8 if self._value_scales else self._attend_alone
+        outputs = [alone(layer, *each) for each in zip(slots, seen, q.split(1), strict=True)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend_alone(self, layer: int, slot: int, seen: "Sequence[Span]", q: Tensor) -> Tensor:
+        keys, values = self.read(layer, slot, seen)
+        return attention(q, keys[None], values[None], self.backend)
+
+    def _attend_in_fp8(self, layer: int, slot: int, seen: "Sequence[Span]", q: Tensor) -> Tensor:
+        keys, values = (_gathered(each[layer, slot], seen) for each in (self.k, self.v))
+        count = sum(stop - start for start, stop in seen)
+        return widen(fp8_attention(narrow(q[0]), keys, values, count), q.dtype, self._value_scales[layer])[None]
+
     def read(self, layer: int, slot: int, seen: "Sequence[Span]") -> tuple[Tensor, Tensor]:
-        """Keys and values (S, H, D) of these rows; where they are one run and not packed, a view."""
-        stored = ((self.k, self._k_scale), (self.v, self._v_scale))
-        keys, values = ([self._read(each, layer, slot, slice(*span)) for span in seen] for each in stored)
+        """Keys and values (S, H, D) of these rows; where they are one run and not in float8, a view."""
+        scale = self._value_scales[layer] if self._value_scales else 1.0
+        stored = ((self.k, self._k_scale, 1.0), (self.v, self._v_scale, scale))
+        keys, values = ([self._read(layer, slot, slice(*span), *each) for span in seen] for each in stored)
         return tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (keys, values))
 
-    def _read(self, stored: tuple[Tensor, Tensor], layer: int, slot: int, rows: slice) -> Tensor:
-        values, scales = stored
+    def _read(self, layer: int, slot: int, rows: slice, values: Tensor, scales: Tensor, scale: float = 1.0) -> Tensor:
+        if self._value_scales:
+            return widen(values[layer, slot, rows], self.dtype, scale)
         if not self._packed:
             return values[layer, slot, rows]
         return unpack(Quantized(values[layer, slot, rows], scales[layer, slot, rows]), self.dtype)
@@ -156,6 +195,9 @@ class KVCache:
 
     def reset(self, slot: int) -> None:
         """Begin a new stream in `slot`."""
+        if self._value_scales:  # see _rows: the last stream may have left numbers that are not finite
+            for rows in (self.k, self.v):
+                rows[:, slot].view(torch.uint8).zero_()
         self._positions[slot] = 0
         self._turned[slot] = [0] * len(self.k)
 
@@ -234,13 +276,13 @@ class KVCache:
 
     def _turn_from(self, layer: int, slot: int, turn: Turn, rows: slice) -> None:
         turning = slice(0, 2 * self._time_pairs)
-        whole = self._read((self._sink, self._sink_scale), layer, slot, rows)
+        whole = self._read(layer, slot, rows, self._sink, self._sink_scale)
         turned = fused.rope(whole[None, ..., turning], turn.cos, turn.sin)[0]
         if self._packed:
             whole[..., turning] = turned
-            self._write((self.k, self._k_scale), layer, slot, rows, whole)
+            self._write((self.k, self._k_scale), layer, slot, rows, pack(whole))
         else:
-            self.k[layer, slot, rows, :, turning] = turned
+            self.k[layer, slot, rows, :, turning] = self._stored(turned)[0]
 
     def _spans(self, places: Sequence[int]) -> list["Span"]:
         """The rows of latent frames at these rising places, neighbours joined."""
@@ -316,20 +358,37 @@ class CacheView:
         return CacheView(views[0].cache, slots, (torch.cat(cosines), torch.cat(sines)))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write the chunk's keys and values, then attend a slot at a time to exactly what the slot sees.
+        """Write the chunk's keys and values, then attend to exactly what each slot sees.
 
-        q, k, v: (slots, L, H, D), RMSNorm and RoPE applied. Slots stand at different positions; one call each needs
-        neither masks nor padding, and gives each slot the same arithmetic with and without company.
+        q, k, v: (slots, L, H, D), RMSNorm and RoPE applied.
         """
-        outputs = [self._attend_slot(layer, index, q, k, v) for index in range(len(self.slots))]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if len({slot.slot for slot in self.slots}) < len(self.slots):  # what a slot's earlier chunk sees comes first
+            return torch.cat([self._attend(layer, [row], q, k, v) for row in range(len(self.slots))])
+        return self._attend(layer, range(len(self.slots)), q, k, v)
 
-    def _attend_slot(self, layer: int, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        slot, _, seen, runs, turn = self.slots[index]
-        # Here and not in view(): a chunk whose context pass is still owed sees the sink where its own steps saw it.
-        self.cache.turn_sink(layer, slot, turn)
-        for row, source, count in runs:
-            part = slice(source, source + count)
-            self.cache.write(layer, slot, slice(row, row + count), k[index, part], v[index, part])
-        keys, values = self.cache.read(layer, slot, seen)
-        return attention(q[index : index + 1], keys[None], values[None], self.cache.backend)
+    def _attend(self, layer: int, rows: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = [self.slots[row] for row in rows]
+        for row, (slot, _, _, runs, turn) in zip(rows, parts, strict=True):
+            # Here and not in view(): a chunk whose context pass is still owed sees the sink where its own steps saw it.
+            self.cache.turn_sink(layer, slot, turn)
+            for place, source, count in runs:
+                part = slice(source, source + count)
+                self.cache.write(layer, slot, slice(place, place + count), k[row, part], v[row, part])
+        slots, seen = [part.slot for part in parts], [part.seen for part in parts]
+        return self.cache.attend(layer, slots, seen, q[rows[0] : rows[-1] + 1])
+
+
+def _side_by_side(slots: Sequence[int], seen: Sequence[Sequence[Span]]) -> tuple[slice, slice] | None:
+    """The slots and the rows of a cache, where slots are neighbours and all see the same one run of rows."""
+    first = slots[0]
+    if list(slots) != list(range(first, first + len(slots))) or len(seen[0]) != 1 or len(set(map(tuple, seen))) > 1:
+        return None
+    return slice(first, first + len(slots)), slice(*seen[0][0])
+
+
+def _gathered(rows: Tensor, seen: Sequence[Span]) -> Tensor:
+    """All of a slot's rows (R, H, D) with those that are seen first; themselves where those are."""
+    if len(seen) == 1 and seen[0].start == 0:
+        return rows
+    numbers, rest = rows.view(torch.uint8), len(rows) - sum(stop - start for start, stop in seen)
+    return torch.cat([*(numbers[start:stop] for start, stop in seen), numbers[:rest]]).view(FP8)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.linear import FP8
+from kernels.fp8 import FP8
 from pipeline.checkpoint import FLOAT32_NAMES, MADE_ON_LOADING, UMT5_XXL
 from pipeline.conditioning import ImageConditioning
 from pipeline.context import cache_bytes

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from kernels import fused
 from kernels.attention import Choice, attention
 from kernels.compiled import compiled
+from kernels.fp8_attention import value_scale
 from kernels.fused import PLAIN, Regions, Rows
-from kernels.linear import PRECISIONS, join, linear
+from kernels.linear import PRECISIONS, join, linear, plain_weight
 from pipeline.world_map import WorldMap, WorldMapConfig
 
 PATCH = 2  # latent pixels along each side of a token; a token is one latent frame deep
@@ -286,6 +287,10 @@ class Transformer(nn.Module):
             torch.cuda.empty_cache()  # of the places that q, k and v had, too small for anything as large as them all
         if self.regions is PLAIN:
             self.regions = compiled(self.config.precision == "fp8", backend)
+
+    def value_scales(self) -> list[float]:
+        """What attention in FP8 multiplies the values of each layer's self-attention with, powers of two."""
+        return [value_scale(plain_weight(block.self_attn.v)) for block in self.blocks]
 
     def embed_text(self, rows: Tensor) -> list[TextTerms]:
         """rows: (B, R <= text_rows, text_dim), padded here with zeros to text_rows. Returns one TextTerms a layer.

@@ -104,8 +104,9 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         metavar="NAME",
-        help="one kernel for all attention, such as cudnn, for the same bits in every process; `chunkcast doctor` "
-        "lists them (default: for each shape the quickest, as timed on a GPU)",
+        help="one kernel for all attention, such as cudnn, for the same bits in every process; or fp8, attention in "
+        "FP8, quicker and a little off; `chunkcast doctor` lists them (default: for each shape the quickest, as timed "
+        "on a GPU)",
     )
     parser.add_argument(
         "--context-pass",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import attention as module
-from kernels.attention import Choice, Shape, attention, available_backends
+from kernels.attention import Choice, Shape, attention, attention_each, available_backends
 
 
 def plain(q, k, v):
@@ -119,6 +119,40 @@ def test_every_backend_that_is_there_agrees_with_the_plain_one():
             torch.testing.assert_close(
                 attention(q, k, v, backend).float(), plain(q, k, v).float(), atol=2e-2, rtol=2e-2
             )
+
+
+def test_slots_together_have_the_bits_that_each_has_alone_in_one_call_where_a_kernel_keeps_them(monkeypatch):
+    q, k, v = tensors()
+    expected = torch.cat([attention(*(each[slot : slot + 1] for each in (q, k, v))) for slot in range(2)])
+    assert torch.equal(attention_each(q, k, v), expected)
+    calls, plain_kernel = [], module._KERNELS["sdpa"]
+    monkeypatch.setitem(module._KERNELS, "sdpa", lambda q, k, v: (calls.append(len(q)), plain_kernel(q, k, v))[1])
+    attention_each(q, k, v)
+    monkeypatch.setattr(module, "SAME_IN_COMPANY", ("sdpa",))
+    attention_each(q, k, v)
+    assert calls == [1, 1, 2]
+
+
+def test_slots_together_take_the_backend_that_one_alone_takes(monkeypatch):
+    timed_as(monkeypatch, lambda keys: {"sdpa": 1.0})
+    choice, (q, k, v) = Choice(), tensors()
+    monkeypatch.setattr(choice, "of", lambda *each: "sdpa" if len(each[0]) == 1 else pytest.fail("asked for two"))
+    assert attention_each(q, k, v, choice).shape == q.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", module.SAME_IN_COMPANY)
+@pytest.mark.parametrize("keys", [6240, 28080])
+def test_a_kernel_that_takes_slots_together_gives_each_the_bits_that_it_has_alone(name, keys):
+    if reason := available_backends()[name]:
+        pytest.skip(f"needs {name}: {reason}")
+    torch.manual_seed(0)
+    q = torch.randn(2, 6240, 12, 128, device="cuda", dtype=torch.bfloat16)
+    k, v = torch.randn(2, 2, 32000, 12, 128, device="cuda", dtype=torch.bfloat16)[:, :, :keys]
+    together = attention_each(q, k, v, name)
+    assert torch.equal(together[0], attention_each(q[:1], k[:1], v[:1], name)[0])
+    assert torch.equal(together[1], attention_each(q[1:], k[1:], v[1:], name)[0])
 
 
 def test_on_a_hopper_gpu_whoever_lacks_flash_attention_is_told_what_brings_it(monkeypatch):

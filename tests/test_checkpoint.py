@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kernels.linear import quantize_rows
+from kernels.fp8 import quantize_rows
 from pipeline import checkpoint, layouts, tensors
 from pipeline.tensors import MAPPED_BYTES
 from pipeline.transformer import Transformer, TransformerConfig

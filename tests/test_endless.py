@@ -109,8 +109,9 @@ def test_a_turned_sink_does_not_drift_in_bfloat16():
     assert torch.equal(cache.k[0, 0, : SINK * TOKENS, :, 2 * pairs :], written[..., 2 * pairs :])
 
 
-def test_a_packed_sink_is_turned_from_what_was_written_and_comes_back_to_the_byte():
-    cache = make(packed=True)
+@pytest.mark.parametrize("stored", [{"packed": True}, {"value_scales": [2.0]}], ids=["packed", "fp8"])
+def test_a_sink_in_float8_is_turned_from_what_was_written_and_comes_back_to_the_byte(stored):
+    cache = make(**stored)
     for chunk in range(400):
         attend(cache, *drawn(chunk))
         if chunk == 0:

@@ -281,7 +281,17 @@ def test_with_reuse_a_resumed_session_goes_on_from_clean_keys(monkeypatch):
     assert (found[0] - found[1]).norm() / found[0].norm() < BATCH_TOLERANCE
 
 
-def test_an_unknown_context_pass_overlap_or_cache_is_refused():
+@pytest.mark.parametrize("schedule", ["turns", "parallel"])
+def test_with_attention_in_fp8_a_session_is_its_own_and_a_little_off(monkeypatch, schedule):
+    beside = run_beside_strangers(monkeypatch, schedule=schedule, attention="fp8")
+    alone, exact = (run_alone(monkeypatch, schedule=schedule, attention=name) for name in ("fp8", "auto"))
+    assert torch.equal(beside, alone)
+    assert 1e-4 < (alone - exact).norm() / exact.norm() < 0.01
+
+
+def test_an_unknown_context_pass_overlap_cache_or_attention_is_refused():
+    with pytest.raises(ValueError, match="no attention 'fp4'; it is one of auto, fp8, flash4, "):
+        small_engine(attention="fp4")
     with pytest.raises(ValueError, match="no context pass 'none'; it is exact or reuse"):
         small_engine(context_pass="none")
     with pytest.raises(ValueError, match="no overlap 'last'; it is one of yes, first, no"):

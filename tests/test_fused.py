@@ -3,7 +3,7 @@ import torch
 
 from kernels import fused
 from kernels.compiled import compiled
-from kernels.linear import Quantized
+from kernels.fp8 import Quantized
 
 
 @pytest.fixture(autouse=True)

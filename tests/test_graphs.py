@@ -46,7 +46,11 @@ def run(engine, monkeypatch, chunks=14, stranger_from=None):
     return latents.of("watched")
 
 
-@pytest.mark.parametrize("options", [{}, {"context_pass": "reuse"}, {"schedule": "batch"}, {"cache": "fp8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"context_pass": "reuse"}, {"schedule": "batch"}, {"cache": "fp8"}, {"attention": "fp8"}],
+    ids=str,
+)
 @pytest.mark.parametrize("positions", [None, 16])
 def test_passes_on_fixed_addresses_give_the_same_bits(monkeypatch, options, positions):
     """Also in a batch, behind a new prompt, and where the sink follows its stream."""

@@ -17,7 +17,7 @@ FORBIDDEN = {
     "stream": {"torch", "transformers", "safetensors", "kernels", "benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
-KERNELS_LIVE_ON = {"torch", "flash_attn", "triton", "kernels"}
+KERNELS_LIVE_ON = {"torch", "flash_attn", "cudnn", "triton", "kernels"}
 READS_AND_WRITES_FILES = {"pipeline/video_file.py"}
 SEEN_BY_STREAM = ("pipeline.chunk", "pipeline.video_file")
 JOINTS = {"stream/__main__.py", "stream/worker.py"}
@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
     "flash_attn": "flash-attn",
+    "cudnn": "nvidia-cudnn-frontend",
     "huggingface_hub": "huggingface-hub",
 }
 COMES_WITH = {"starlette": "fastapi", "aioice": "aiortc", "triton": "torch"}
@@ -112,7 +113,8 @@ def test_the_import_check_sees_a_wrong_import(tmp_path, monkeypatch, room, line,
 def test_every_import_of_a_shipped_module_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = {re.match(r"[\w-]+", one)[0] for one in project["dependencies"] + extras["cuda"] + extras["cluster"]}
+    brought = project["dependencies"] + [one for name in ("cuda", "hopper", "cluster") for one in extras[name]]
+    declared = {re.match(r"[\w-]+", one)[0] for one in brought}
     shipped = [path for path in modules() if path.relative_to(ROOT).parts[0] != "benchmarks"]
     roots = {module.split(".")[0] for path in shipped for module in imports(path)}
     outside = {COMES_WITH.get(root, root) for root in roots - sys.stdlib_module_names - {*ROOMS, "web"}}

@@ -3,13 +3,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.kv_cache import KVCache, sink_beside_chunk
+from pipeline import kv_cache
+from pipeline.kv_cache import KVCache, Span, sink_beside_chunk
 
 TOKENS, HEADS, WIDTH = 2, 2, 6
 
 
-def make(window, sink, slots=1, tokens=TOKENS):
-    return KVCache(1, slots, window, sink, tokens, HEADS, WIDTH, torch.float32, "cpu")
+def make(window, sink, slots=1, tokens=TOKENS, **options):
+    return KVCache(1, slots, window, sink, tokens, HEADS, WIDTH, torch.float32, "cpu", **options)
 
 
 def naive(q, keys, values):
@@ -99,9 +100,9 @@ def test_a_stream_moves_and_allocates_no_rows():
     assert places == (cache.k.data_ptr(), cache.v.data_ptr())
 
 
-def filled(window, sink, frames):
+def filled(window, sink, frames, **options):
     """A cache after `frames` latent frames, one a chunk, and their keys and values."""
-    cache, keys, values = make(window, sink), [], []
+    cache, keys, values = make(window, sink, **options), [], []
     for _ in range(frames):
         q, k, v = chunk_of(1)
         cache.view([0], 1, 1, TOKENS).attend(0, q[None], k[None], v[None])
@@ -190,3 +191,67 @@ def test_the_chunk_takes_the_sinks_last_frames_where_both_do_not_fit():
     assert sink_beside_chunk(4, 2, 3) == 1
     with pytest.raises(ValueError, match="does not fit into a window of 2"):
         sink_beside_chunk(2, 0, 3)
+
+
+def fp8(scale=4.0):
+    return {"value_scales": [scale]}
+
+
+def off(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("scale", [0.25, 4.0])
+def test_with_attention_in_fp8_a_chunk_sees_the_same_and_is_a_little_off(scale):
+    torch.manual_seed(0)
+    cache = make(7, 2, **fp8(scale))
+    keys, values = [], []
+    for _ in range(9):
+        q, k, v = chunk_of(3)
+        result = cache.view([0], 3, 1, TOKENS).attend(0, q[None], k[None], v[None])[0]
+        keys += k.split(TOKENS)
+        values += v.split(TOKENS)
+        cache.advance([0], 3)
+        assert 0.005 < off(result, naive(q, seen_frames(keys, 7, 2), seen_frames(values, 7, 2))) < 0.15
+    read = cache.read(0, 0, [Span(0, 2 * TOKENS)])
+    assert max(off(read[0], torch.cat(keys[:2])), off(read[1], torch.cat(values[:2]))) < 0.04
+
+
+def test_with_attention_in_fp8_a_past_that_lies_apart_is_all_that_is_seen():
+    torch.manual_seed(0)
+    cache, keys, values = filled(5, 1, 10, **fp8())
+    q, keys[8], values[8] = chunk_of(1)
+    result = cache.past_view(0, 8, 1, 8, 1, TOKENS).attend(0, q[None], keys[8][None], values[8][None])[0]
+    assert 0.005 < off(result, naive(q, [keys[0], keys[8]], [values[0], values[8]])) < 0.15
+
+
+def test_with_attention_in_fp8_a_new_stream_finds_nothing_of_the_last_not_even_what_is_no_number():
+    cache = make(5, 1, **fp8())
+    for rows in (cache.k, cache.v):
+        rows.fill_(float("nan"))
+    cache.reset(0)
+    assert not cache.k.float().any() and not cache.v.float().any()
+
+
+def batch_of(cache, slots, frames):
+    view = cache.view(slots, frames, 1, TOKENS)
+    q, k, v = torch.randn(3, len(slots), frames * TOKENS, HEADS, WIDTH)
+    return view.attend(0, q, k, v)
+
+
+def test_slots_that_see_as_many_rows_are_handed_over_together_and_others_one_by_one(monkeypatch):
+    handed = []
+
+    def record(q, k, v, backend):
+        handed.append((len(q), k.shape[1]))
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(kv_cache, "attention_each", record)
+    monkeypatch.setattr(kv_cache, "attention", lambda *tensors: pytest.fail("a plain cache reads no copies"))
+    cache = make(6, 1, slots=3)
+    batch_of(cache, [0, 1, 2], 2)
+    cache.advance([0, 1], 2)
+    for slots in ([0, 1], [1, 2], [0, 2]):
+        monkeypatch.setattr(kv_cache, "attention", lambda q, *_: handed.append("alone") or torch.zeros_like(q))
+        batch_of(cache, slots, 2)
+    assert handed == [(3, 4), (2, 8), *["alone"] * 4]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, join, linear, quantize_rows
+from kernels.fp8 import quantize_rows
+from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, join, linear
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 from interpreter import run_interpreted
 
 from kernels import packed
-from kernels.linear import FP8
+from kernels.fp8 import FP8
 from kernels.packed import pack, unpack
 
 

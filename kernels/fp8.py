@@ -1,0 +1,89 @@
+"""Rows of numbers in float8_e4m3fn (largest value 448), a float32 scale for each row."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch for a CPU comes without it
+    triton = None
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max
+FP8_CAPABILITY = (8, 9)
+SMALLEST_AMAX = 1e-12  # a row of zeros must not divide by zero
+LONGEST = 2**15
+"""Of the rows that the kernel holds in registers."""
+
+
+class Quantized(NamedTuple):
+    """values: (..., K) float8_e4m3fn; scale: (..., 1) float32, so that values * scale is what was quantized."""
+
+    values: Tensor
+    scale: Tensor
+
+
+def quantize_rows(x: Tensor) -> Quantized:
+    """x: (..., K) of any float dtype to float8 with one scale a row; the largest of each row becomes 448."""
+    scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_AMAX) / FP8_MAX
+    return Quantized((x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
+
+
+def quantize(x: Tensor) -> Quantized:
+    """The same, on a GPU in one pass over the memory; there a number may be the next one of float8."""
+    return _launch(x, gelu=False) if _in_a_kernel(x) else quantize_rows(x)
+
+
+def quantize_gelu(x: Tensor) -> Quantized:
+    """quantize() of GELU in its tanh form, which is not rounded between."""
+    return _launch(x, gelu=True) if _in_a_kernel(x) else quantize_rows(F.gelu(x, approximate="tanh"))
+
+
+def fp8_missing(device: torch.device) -> str | None:
+    """Why `device` has no FP8 matrix units that torch can use, or None."""
+    if device.type != "cuda":
+        return f"{device} is not a CUDA device"
+    if (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        return f"it needs compute capability 8.9 or later, this GPU has {found[0]}.{found[1]}"
+    return None
+
+
+def _in_a_kernel(x: Tensor) -> bool:
+    return triton is not None and fp8_missing(x.device) is None and x.shape[-1] <= LONGEST
+
+
+def _launch(x: Tensor, gelu: bool) -> Quantized:
+    x, width = x.contiguous(), x.shape[-1]
+    values, scale = torch.empty_like(x, dtype=FP8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    block = triton.next_power_of_2(width)
+    _quantize[(scale.numel(),)](
+        x,
+        values,
+        scale,
+        width,
+        SMALLEST_AMAX,
+        FP8_MAX,
+        GELU=gelu,
+        BLOCK=block,
+        num_warps=min(16, max(4, block // 1024)),
+    )
+    return Quantized(values, scale)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _quantize(x, values, scales, width, least, largest, GELU: tl.constexpr, BLOCK: tl.constexpr):
+        """A row, which is read once and stays in registers."""
+        row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+        numbers = tl.load(x + row * width + column, mask=column < width, other=0.0).to(tl.float32)
+        if GELU:  # 0.5 x (1 + tanh(u)) is x sigmoid(2 u)
+            numbers = numbers * tl.sigmoid(1.5957691216057308 * (numbers + 0.044715 * numbers * numbers * numbers))
+        top = tl.maximum(tl.max(tl.abs(numbers), axis=0), least)
+        scaled = tl.clamp(numbers * (largest / top), -largest, largest, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(values + row * width + column, scaled.to(values.dtype.element_ty), mask=column < width)
+        tl.store(scales + row, top / largest)

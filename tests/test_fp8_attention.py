@@ -1,0 +1,163 @@
+"""Attention in FP8: what it loses, what it does not see, and where it cannot run; its kernels where there are some."""
+
+import math
+
+import pytest
+import torch
+from interpreter import run_interpreted
+
+from kernels import fp8_attention as module
+from kernels.attention import attention
+from kernels.fp8 import FP8
+from kernels.fp8_attention import fp8_attention, fp8_attention_missing, narrow, reference, value_scale, widen
+from kernels.linear import linear, plain_weight
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= module.OLDEST
+
+
+def tensors(queries=40, rows=300, heads=3, width=16, device="cpu", size=8.0):
+    torch.manual_seed(0)
+    shapes = ((queries, heads, width), (rows, heads, width), (rows, heads, width))
+    q, k, v = (torch.randn(shape, device=device) for shape in shapes)
+    return narrow(q * 1.5), narrow(k * 1.5), narrow(v * size)
+
+
+def exact(q, k, v):
+    return attention(*(each.float()[None] for each in (q, k, v)), "sdpa")[0]
+
+
+def off(found, expected):
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+def test_it_is_attention_but_for_the_rounding_of_probabilities_and_of_the_result():
+    q, k, v = tensors()
+    found = fp8_attention(q, k, v, len(k))
+    assert found.dtype == FP8 and 0.01 < off(found, exact(q, k, v)) < 0.05
+
+
+def test_rows_beyond_the_count_are_not_seen():
+    q, k, v = tensors()
+    assert torch.equal(fp8_attention(q, k, v, 100).float(), reference(q, k[:100], v[:100]).float())
+
+
+def test_a_single_key_gives_its_value_whatever_the_score():
+    q, k, v = tensors(rows=1)
+    assert torch.equal(fp8_attention(q, k, v, 1).float(), v.float().expand(len(q), -1, -1))
+
+
+def test_an_average_of_a_whole_windows_values_is_still_finely_held():
+    values = torch.randn(28080, 2, 16, generator=torch.Generator().manual_seed(1))
+    q, k, v = torch.zeros(4, 2, 16), torch.zeros(28080, 2, 16), narrow(values, module.VALUES_SIZE)
+    found = widen(fp8_attention(narrow(q), narrow(k), v, len(k)), torch.float32, module.VALUES_SIZE)
+    assert off(found, values.mean(0).expand(4, -1, -1)) < 0.06
+
+
+def test_numbers_beyond_the_range_become_its_ends_and_what_is_no_number_stays_none():
+    numbers = torch.tensor([[1e4, -1e4, 448.0, 0.0, math.nan]])
+    found = narrow(numbers).float()
+    assert found[0, :4].tolist() == [448, -448, 448, 0] and found[0, 4].isnan()
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 30.0])
+def test_values_are_brought_to_one_size_by_a_power_of_two_and_come_back_as_they_were(size):
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * size
+    scale = value_scale(weight)
+    values = torch.randn(500, 64, generator=torch.Generator().manual_seed(1)) @ weight.T
+    assert math.log2(scale).is_integer()
+    assert module.VALUES_SIZE / 2 < values.square().mean().sqrt() * scale < module.VALUES_SIZE * 2
+    assert off(widen(narrow(values, scale), torch.float32, scale), values) < 0.03
+
+
+def test_weights_of_zeros_leave_values_as_they_are():
+    assert value_scale(torch.zeros(8, 8)) == 1.0
+
+
+def test_an_fp8_linears_weight_gives_the_scale_of_the_plain_one():
+    plain, fp8 = linear(64, 32), linear(64, 32, precision="fp8")
+    fp8.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(plain_weight(fp8), plain.weight, rtol=0.07, atol=1e-3)
+    assert value_scale(plain_weight(fp8)) == value_scale(plain_weight(plain))
+
+
+def test_a_cpu_can_always_check_it_and_an_older_gpu_says_what_it_lacks(monkeypatch):
+    assert fp8_attention_missing(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+    assert fp8_attention_missing(torch.device("cuda")) == "it needs compute capability 9.0, this GPU has 8.9"
+
+
+def test_a_missing_frontend_is_told_with_what_brings_it(monkeypatch):
+    def absent():
+        raise ModuleNotFoundError("No module named 'cudnn'")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(module, "_cudnn", absent)
+    said = fp8_attention_missing(torch.device("cuda"))
+    assert said == "No module named 'cudnn'; chunkcast's extra 'hopper' brings it"
+
+
+needs_hopper = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0"),
+    pytest.mark.skipif(
+        bool(HOPPER and fp8_attention_missing(torch.device("cuda"))), reason="needs nvidia-cudnn-frontend"
+    ),
+]
+
+
+def marked(test):
+    for mark in needs_hopper:
+        test = mark(test)
+    return test
+
+
+@marked
+@pytest.mark.parametrize("count", [6240, 12480, 28080, 28079])
+def test_cudnns_kernel_is_the_reference_for_every_number_of_keys(count):
+    q, k, v = tensors(1560, 28080, 3, 128, "cuda")
+    k[count:], v[count:] = k[:1], narrow(torch.full((1, 3, 128), 400.0))[0]
+    found = fp8_attention(q, k, v, count)
+    assert off(found, exact(q, k[:count], v[:count])) < 0.05
+    assert off(found, reference(q, k[:count], v[:count]).float()) < 0.03
+
+
+@marked
+def test_cudnns_kernel_can_be_captured_and_gives_the_same_bits():
+    q, k, v = tensors(1560, 6240, 3, 128, "cuda")
+    expected = fp8_attention(q, k, v, 6240).view(torch.uint8).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = fp8_attention(q, k, v, 6240)
+    made.view(torch.uint8).zero_()
+    graph.replay()
+    assert torch.equal(made.view(torch.uint8), expected)
+
+
+def compare(x, scale):
+    """The kernels against the plain forms, also for rows that lie apart."""
+    for rows in (x, torch.cat((x, x), dim=1)[:, : x.shape[1]]):
+        narrowed = module._launch(rows, FP8, scale, module.FP8_MAX)
+        assert torch.equal(narrowed.view(torch.uint8), plain_narrow(rows, scale).view(torch.uint8))
+    widened = module._launch(narrowed, torch.float32, 1 / scale, torch.finfo(torch.float32).max)
+    assert torch.equal(widened, narrowed.float() / scale)
+
+
+def plain_narrow(x, scale):
+    return (x.float() * scale).clamp(-module.FP8_MAX, module.FP8_MAX).to(FP8)
+
+
+@marked
+def test_on_a_gpu_the_kernels_give_the_plain_forms_bits():
+    for scale in (0.25, 1.0, 8.0):
+        for dtype in (torch.float32, torch.bfloat16):
+            compare((torch.randn(50, 3, 500, device="cuda") * 100).to(dtype), scale)
+
+
+@pytest.mark.skipif(module.triton is None, reason="needs triton")
+def test_the_kernels_give_the_plain_forms_bits():
+    run_interpreted(__file__)
+
+
+if __name__ == "__main__":
+    for scale in (0.25, 1.0, 8.0):  # numbers that need no rounding: the interpreter's own is another
+        compare(plain_narrow((torch.randn(5, 3, 500) * 100).round(), 1.0).float(), scale)
