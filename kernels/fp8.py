@@ -6,18 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.handmade import LONGEST, kernels_run, row_blocks
+
 try:
     import triton
     import triton.language as tl
 except ImportError:  # torch for a CPU comes without it
     triton = None
+else:
+    from kernels.handmade import load_part, store_quantized
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 FP8_CAPABILITY = (8, 9)
 SMALLEST_AMAX = 1e-12  # a row of zeros must not divide by zero
-LONGEST = 2**15
-"""Of the rows that the kernel holds in registers."""
 
 
 class Quantized(NamedTuple):
@@ -53,37 +55,31 @@ def fp8_missing(device: torch.device) -> str | None:
 
 
 def _in_a_kernel(x: Tensor) -> bool:
-    return triton is not None and fp8_missing(x.device) is None and x.shape[-1] <= LONGEST
+    return fp8_missing(x.device) is None and x.shape[-1] <= LONGEST and kernels_run(x.device)
 
 
 def _launch(x: Tensor, gelu: bool) -> Quantized:
     x, width = x.contiguous(), x.shape[-1]
     values, scale = torch.empty_like(x, dtype=FP8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    block = triton.next_power_of_2(width)
-    _quantize[(scale.numel(),)](
-        x,
-        values,
-        scale,
-        width,
-        SMALLEST_AMAX,
-        FP8_MAX,
-        GELU=gelu,
-        BLOCK=block,
-        num_warps=min(16, max(4, block // 1024)),
-    )
+    blocks = row_blocks(width)
+    _quantize[(scale.numel(),)](x, values, scale, width, SMALLEST_AMAX, FP8_MAX, GELU=gelu, **blocks)
     return Quantized(values, scale)
 
 
 if triton is not None:
 
     @triton.jit
-    def _quantize(x, values, scales, width, least, largest, GELU: tl.constexpr, BLOCK: tl.constexpr):
-        """A row, which is read once and stays in registers."""
-        row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-        numbers = tl.load(x + row * width + column, mask=column < width, other=0.0).to(tl.float32)
-        if GELU:  # 0.5 x (1 + tanh(u)) is x sigmoid(2 u)
-            numbers = numbers * tl.sigmoid(1.5957691216057308 * (numbers + 0.044715 * numbers * numbers * numbers))
-        top = tl.maximum(tl.max(tl.abs(numbers), axis=0), least)
-        scaled = tl.clamp(numbers * (largest / top), -largest, largest, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(values + row * width + column, scaled.to(values.dtype.element_ty), mask=column < width)
-        tl.store(scales + row, top / largest)
+    def _quantize(
+        x, values, scales, width, least, largest, GELU: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        at = row * width
+        first, rest = load_part(x + at, 0, width, FIRST), load_part(x + at, FIRST, width, REST)
+        if GELU:
+            first, rest = _gelu(first), _gelu(rest)
+        store_quantized(values + at, scales + row, width, first, rest, least, largest, FIRST, REST)
+
+    @triton.jit
+    def _gelu(x):
+        """0.5 x (1 + tanh(u)) is x sigmoid(2 u)."""
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.fp8 import FP8, FP8_MAX
+from kernels.handmade import kernels_run
 
 try:
     import triton
@@ -185,21 +186,21 @@ def _heads_first(shape: torch.Size) -> tuple[list[int], list[int]]:
 
 
 def _in_a_kernel(x: Tensor) -> bool:
-    return triton is not None and x.is_cuda and torch.cuda.get_device_capability(x.device) >= OLDEST
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= OLDEST and kernels_run(x.device)
 
 
 def _launch(x: Tensor, dtype: torch.dtype, scale: float, limit: float) -> Tensor:
     x = x if x[0].is_contiguous() else x.contiguous()
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     width = x[0].numel()
-    _convert[(len(x), triton.cdiv(width, BLOCK))](x, out, x.stride(0), width, scale, LIMIT=limit, BLOCK=BLOCK)
+    _cast[(len(x), triton.cdiv(width, BLOCK))](x, out, x.stride(0), width, scale, LIMIT=limit, BLOCK=BLOCK)
     return out
 
 
 if triton is not None:
 
     @triton.jit
-    def _convert(x, out, stride, width, scale, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+    def _cast(x, out, stride, width, scale, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
         row, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         numbers = tl.load(x + row * stride + place, mask=place < width, other=0.0).to(tl.float32) * scale
         numbers = tl.clamp(numbers, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)

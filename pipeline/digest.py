@@ -32,7 +32,11 @@ _OF_NAMES = (
     ("convolutions", re.compile(r"conv", re.I)),
     (
         "norms and modulation",
-        re.compile(r"norm|elementwise|reduce|triton|aten::(add|mul|sub|addcmul|gelu|silu|lerp)", re.I),
+        re.compile(
+            r"norm|elementwise|reduce|triton|^_(quantize|turned_heads|cast|pack|unpack)$"
+            r"|aten::(add|mul|sub|addcmul|gelu|silu|lerp)",
+            re.I,
+        ),
     ),
 )
 BUCKETS = (
