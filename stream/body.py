@@ -7,23 +7,28 @@ from typing import Any
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
+SLACK_SECONDS, PACE = 10.0, 32 * 1024
+"""Bytes a second that must come on average, once so much time has passed: a slow sender holds a place that is few."""
+
 
 async def receive(request: Request, write: Callable[[bytes], Any], seconds: float, limit: int) -> None:
     """Hand what comes to `write`.
 
     Raises HTTPException: 413 for more than `limit` bytes, before any is read where the head says so, 408 for more than
-    `seconds`, 400 when it ends early.
+    `seconds` or less than PACE, 400 when it ends early.
     """
-    size = 0
+    size, begun = 0, asyncio.get_running_loop().time()
     _check_size(_announced(request), limit)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(min(seconds, SLACK_SECONDS)) as clock:
             async for part in request.stream():
                 size += len(part)
                 _check_size(size, limit)
                 write(part)
+                clock.reschedule(begun + min(seconds, SLACK_SECONDS + size / PACE))
     except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {seconds:.0f} seconds") from None
+        reason = f"the body did not come within {seconds:.0f} seconds, or not at {PACE // 1024} KiB a second"
+        raise HTTPException(408, reason) from None
     except ClientDisconnect:  # no one is left to read this, and nothing went wrong here
         raise HTTPException(400, "the body was cut short") from None
 

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocket
 from test_api import bearer
 
 from stream import doors
+from stream.api import FILE
 from stream.client import Wish, watch
 from stream.doors import Doors, NoAccess, TooMany, is_welcome
 
@@ -123,6 +124,33 @@ async def test_a_body_that_never_comes_is_answered_408(monkeypatch):
             async with asyncio.timeout(8):  # without that, it would be 10
                 assert b" 408 " in await reader.readline()
             writer.close()
+
+
+async def sent_slowly(path, kind, parts, pause):
+    """The status of a body that comes in so many parts of 100 bytes."""
+    async with serving() as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {100 * parts}\r\n\r\n"
+        writer.write(head.encode())
+        answer = asyncio.create_task(reader.readline())
+        for _ in range(parts):
+            if answer.done():
+                break
+            writer.write(b"x" * 100)
+            await asyncio.sleep(pause)
+        async with asyncio.timeout(8):
+            status = (await answer).split()[1]
+        writer.close()
+        return status
+
+
+@pytest.mark.parametrize(("pace", "status"), [(10_000, b"408"), (100, b"400")])
+async def test_a_body_that_comes_too_slowly_holds_its_place_no_longer(monkeypatch, pace, status):
+    monkeypatch.setattr("stream.body.SLACK_SECONDS", 0.3)
+    monkeypatch.setattr("stream.body.PACE", pace)
+    assert (
+        await sent_slowly("/api/sessions/file", FILE, 20, 0.05) == status
+    )  # 2000 bytes a second; and it is no session
 
 
 @pytest.mark.parametrize(
