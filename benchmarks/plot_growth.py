@@ -44,7 +44,7 @@ def _draw_line(axis: Axes, line: str, points: Sequence[dict[str, Any]]) -> None:
     axis.plot(places, [point["floor_seconds"] for point in points], "_", color=FLOOR, markersize=24, label="floor")
     axis.set_xticks(places, [point["at"].replace(" ", "\n", 1) for point in points], fontsize=7)
     axis.set(title=line, ylabel="seconds a chunk")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, markerscale=0.4)
 
 
 if __name__ == "__main__":
