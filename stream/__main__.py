@@ -101,6 +101,26 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="whether a new prompt has the model's memory written anew under it (default: the preset's own choice)",
     )
     _add_precision_options(parser)
+    _add_speed_options(parser)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp8"],
+        help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
+        "(default: bf16)",
+    )
+    parser.add_argument(
+        "--vae-precision",
+        choices=["exact", "bf16", "fp16", "rows", "rows-fp16"],
+        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
+        "(default: exact)",
+    )
+
+
+def _add_speed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         metavar="NAME",
@@ -125,22 +145,6 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="on a GPU run whole passes as CUDA graphs once a window is full: the same pictures, more memory",
-    )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
-
-
-def _add_precision_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--precision",
-        choices=["bf16", "fp8"],
-        help="of the transformer's matrix products on a GPU: fp8 is quicker, in half the memory, and a little off "
-        "(default: bf16)",
-    )
-    parser.add_argument(
-        "--vae-precision",
-        choices=["exact", "bf16", "fp16", "rows", "rows-fp16"],
-        help="of the Wan models' decoder and picture encoder: quicker than exact and a little off, see the README "
-        "(default: exact)",
     )
 
 
