@@ -20,7 +20,7 @@ from benchmarks import machine
 from benchmarks.regions import microseconds
 from benchmarks.throughput import median_seconds
 from kernels.attention import attention, available_backends
-from kernels.fp8_attention import VALUES_SIZE, fp8_attention, fp8_attention_missing, narrow, widen
+from kernels.fp8_attention import VALUES_SIZE, Fp8Attention, fp8_attention_missing, narrow, widen
 from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 
@@ -76,8 +76,8 @@ def measure(preset: Preset, queries: int, keys: int, device: torch.device, dtype
 
 
 def _in_fp8(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
-    keys, values = narrow(k[0]), narrow(v[0], VALUES_SIZE)
-    return lambda: widen(fp8_attention(narrow(q[0]), keys, values, len(keys)), q.dtype, VALUES_SIZE)[None]
+    keys, values, attend = narrow(k[0]), narrow(v[0], VALUES_SIZE), Fp8Attention()
+    return lambda: widen(attend(narrow(q[0]), keys, values, len(keys)), q.dtype, VALUES_SIZE)[None]
 
 
 def _measured(run: Callable[[], Tensor], keys: int, expected: Tensor) -> dict[str, Any]:

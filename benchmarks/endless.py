@@ -28,6 +28,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.load import Parts
 from pipeline.presets import Preset
 from pipeline.sampler import steps_from_timesteps
+from pipeline.stored import Stored
 from pipeline.text_encoder import PromptCache
 from pipeline.tiny.load import make_tiny
 from pipeline.transformer import Transformer, TransformerConfig
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     engine = _engine(options)
     cache, preset = engine._cache, engine.preset
-    held = cache_bytes(preset, cache.window_frames, 1, cache.k.dtype)
+    held = cache_bytes(preset, cache.window_frames, 1, Stored(cache.k.dtype))
     print(f"limit: the cache holds {cache.window_frames} latent frames, {held / 1e6:.3g} MB, and no more", flush=True)
     picture = Path(options.image).read_bytes() if options.image else engine.warm_image()
     engine.open(SessionSpec("endless", "a meadow by day", 1, picture))

@@ -94,9 +94,8 @@ def _floor(engine: Engine, rows: int) -> tuple[float, float]:
 
     def attend() -> None:
         for layer in range(config.layers):
-            for row in range(rows):  # as the cache does, a slot at a time
-                keys, values = engine._cache.read(layer, 0, [Span(0, engine._cache.k.shape[2])])
-                attention(q[row : row + 1], keys[None], values[None], engine.attention)
+            for row in range(rows):
+                engine._cache.attend(layer, [0], [(Span(0, engine._cache.k.shape[2]),)], q[row : row + 1])
             attention(q, text, text, engine.attention)
 
     return _median(products), _median(attend)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # What one GPU of 80 GB gives, in one go: `bash benchmarks/gpu.sh PART ...` at the repository's root, with any of attention,
 # vae, 1.3b, 14b, two14b, growth, profile, start, options, endless, tests, key, key14b, train, regions. Without arguments:
-# attention, vae, 1.3b, 14b, growth, some twelve minutes. Each part has a time limit of its own and none stops another.
+# attention, vae, 1.3b, 14b, growth, some eighteen minutes. Each part has a time limit of its own and none stops another.
 # Results lie in the folder $OUT as they come: what each command said, and its JSON.
 export OMP_WAIT_POLICY=passive PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
@@ -63,7 +63,7 @@ tests)
     tests/test_packed.py tests/test_vae_rows.py tests/test_fp8.py tests/test_fp8_attention.py -k "not float32"
   tail -4 "$OUT/tests.txt"
   run interpreted 90 "$PY" -m pytest -q -p no:cacheprovider -m "not gpu" -k kernel tests/test_conv.py tests/test_packed.py \
-    tests/test_vae_rows.py tests/test_fp8.py tests/test_fp8_attention.py
+    tests/test_vae_rows.py tests/test_fp8.py tests/test_fp8_attention.py tests/test_rows.py
   tail -4 "$OUT/interpreted.txt"
   run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;

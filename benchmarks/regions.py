@@ -1,9 +1,10 @@
 """Every part of a transformer block by itself, at a preset's true sizes: `python -m benchmarks.regions --preset NAME`.
 
-For the regions between the products: microseconds plain and compiled, the terabytes a second that the compiled one
-moves (each input read once, each output written once) beside the rate of a copy, and the error of each against float32.
-For products and attention: microseconds and TFLOP/s of each way to do them. Medians of some runs after a warm-up, on
-random data. It says what is to be gained by a better kernel before one is written.
+For the regions between the products: microseconds plain, compiled and, on a GPU where there is a kernel of our own, by
+hand, which is then the engine's way; the terabytes a second that each moves (each input read once, each output written
+once) beside the rate of a copy, and the error of each against float32. For products and attention: microseconds and
+TFLOP/s of each way to do them. Medians of some runs after a warm-up, on random data. It says what is to be gained by a
+better kernel before one is written.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from kernels.attention import attention, available_backends
 from kernels.compiled import compiled
 from kernels.fp8 import Quantized, fp8_missing, quantize_rows
 from kernels.linear import Fp8Linear, fp8_matmul, join
+from kernels.rows import by_hand
 from pipeline.device import choose_device
 from pipeline.presets import Preset, find_preset
 
@@ -99,16 +101,20 @@ def inputs(sizes: Sizes, make: Maker) -> dict[str, tuple]:
 
 
 def regions(sizes: Sizes, make: Maker, modes: tuple[str | None, ...]) -> Iterator[dict[str, Any]]:
-    """Plain and compiled, with rows left as they are and quantized."""
+    """Plain, compiled and by hand where there is a kernel, with rows left as they are and quantized."""
     given = inputs(sizes, make)
     for quantized in (False, True):
         plain = fused.quantizing(fused.PLAIN) if quantized else fused.PLAIN
         ways = {str(mode or "default"): compiled(quantized, mode=mode) for mode in modes}
+        if make.device.type == "cuda":
+            ways["by_hand"] = by_hand(plain, quantized)
         for name, arguments in given.items():
             if name in (("heads", "query", "leave") if quantized else ("as_rows",)):
                 continue  # the same function once more, or none
             row = {"region": f"{name}{' to FP8' if quantized else ''}"}
-            row |= _timed(getattr(plain, name), {way: getattr(each, name) for way, each in ways.items()}, arguments)
+            there = {way: getattr(each, name) for way, each in ways.items()}
+            there = {way: run for way, run in there.items() if run is not getattr(plain, name)}
+            row |= _timed(getattr(plain, name), there, arguments)
             print(row, flush=True)
             yield row
 

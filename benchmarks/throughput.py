@@ -30,7 +30,7 @@ from benchmarks import machine
 from benchmarks.floor import passes_against_floor, timed_passes
 from kernels.attention import attention
 from kernels.fp8 import fp8_missing, quantize
-from kernels.fp8_attention import fp8_attention, fp8_attention_missing, narrow
+from kernels.fp8_attention import Fp8Attention, fp8_attention_missing, narrow
 from kernels.linear import fp8_matmul
 from pipeline.chunk import Ended, SessionSpec
 from pipeline.device import choose_device
@@ -344,7 +344,8 @@ def measure_ceilings(preset: Preset, device: torch.device) -> dict[str, float]:
         found["matrix_fp8_tflops"] = round(products / median_seconds(lambda: fp8_matmul(rows, columns), device), 1)
     if device.type == "cuda" and fp8_attention_missing(device) is None:
         q, k, v = (narrow(each[0]) for each in (q, k, v))
-        seconds = median_seconds(lambda: fp8_attention(q, k, v, keys), device)
+        attend_fp8 = Fp8Attention()
+        seconds = median_seconds(lambda: attend_fp8(q, k, v, keys), device)
         found["attention_fp8_tflops"] = round(attends / seconds, 1)
     return found
 

@@ -1,6 +1,6 @@
 """The regions of kernels.fused through torch.compile: one pass over the memory each, for fixed shapes.
 
-What is compiled is kept on disk (kernels.caches). Some of them are kernels of our own on a GPU (kernels.rows).
+What is compiled is kept on disk (kernels.caches).
 """
 
 import warnings
@@ -10,7 +10,6 @@ import torch
 
 from kernels.caches import keep_on_disk
 from kernels.fused import WHOLE_ROWS, Regions, quantizing
-from kernels.rows import by_hand
 
 SHAPES = 64
 """How many shapes one region may meet in a process: presets, slots in a batch. Torch's own limit is 8."""
@@ -28,7 +27,7 @@ def compiled(quantized: bool, backend: str = "inductor", mode: str | None = None
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     regions = quantizing(WHOLE_ROWS) if quantized else WHOLE_ROWS
     options = {"backend": backend, "mode": mode}
-    return by_hand(Regions(*(_Compiled(region, options) for region in regions)), quantized)
+    return Regions(*(_Compiled(region, options) for region in regions))
 
 
 class _Compiled:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.handmade import LONGEST, kernels_run, row_blocks
+from kernels.handmade import LONGEST, Handmade, row_blocks
 
 try:
     import triton
@@ -37,12 +37,12 @@ def quantize_rows(x: Tensor) -> Quantized:
 
 def quantize(x: Tensor) -> Quantized:
     """The same, on a GPU in one pass over the memory; there a number may be the next one of float8."""
-    return _launch(x, gelu=False) if _in_a_kernel(x) else quantize_rows(x)
+    return _QUANTIZE(x)
 
 
 def quantize_gelu(x: Tensor) -> Quantized:
-    """quantize() of GELU in its tanh form, which is not rounded between."""
-    return _launch(x, gelu=True) if _in_a_kernel(x) else quantize_rows(F.gelu(x, approximate="tanh"))
+    """quantize() of GELU in its tanh form, which a GPU does not round between."""
+    return _QUANTIZE_GELU(x)
 
 
 def fp8_missing(device: torch.device) -> str | None:
@@ -54,8 +54,9 @@ def fp8_missing(device: torch.device) -> str | None:
     return None
 
 
-def _in_a_kernel(x: Tensor) -> bool:
-    return fp8_missing(x.device) is None and x.shape[-1] <= LONGEST and kernels_run(x.device)
+def fits_fp8(x: Tensor) -> bool:
+    """Whether a kernel can quantize rows like these on their GPU."""
+    return x.shape[-1] <= LONGEST and fp8_missing(x.device) is None
 
 
 def _launch(x: Tensor, gelu: bool) -> Quantized:
@@ -64,6 +65,12 @@ def _launch(x: Tensor, gelu: bool) -> Quantized:
     blocks = row_blocks(width)
     _quantize[(scale.numel(),)](x, values, scale, width, SMALLEST_AMAX, FP8_MAX, GELU=gelu, **blocks)
     return Quantized(values, scale)
+
+
+_QUANTIZE = Handmade(lambda x: _launch(x, gelu=False), quantize_rows, fits_fp8)
+_QUANTIZE_GELU = Handmade(
+    lambda x: _launch(x, gelu=True), lambda x: quantize_rows(F.gelu(x, approximate="tanh")), fits_fp8
+)
 
 
 if triton is not None:

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.fp8 import FP8, FP8_MAX
-from kernels.handmade import kernels_run
+from kernels.fp8 import FP8, FP8_MAX, fp8_missing
+from kernels.handmade import Handmade
 
 try:
     import triton
@@ -27,11 +27,12 @@ except ImportError:  # torch for a CPU comes without it
 OLDEST = (9, 0)
 PROBABILITY_SCALE = 256.0
 """A probability's largest, 1, times this is well below 448, and what float8 cannot hold of it is below 2^-17."""
-VALUES_SIZE = 4.0
-"""What values are brought to, by their root mean square as value_scale() expects it.
+VALUES_SIZE = 8.0
+"""What values are brought to, by the root mean square that is expected of them.
 
-A hundred times as much still fits, and an average of all keys of a window, a hundredth of it, is still finely held.
+Fifty times as much still fits, and an average of a whole window's, a hundredth of it, is still finely held.
 """
+TRIED = torch.Size((128, 1, 128))
 BLOCK = 1024
 _SCALES = {
     "descale_q": 1.0,
@@ -43,19 +44,28 @@ _SCALES = {
 }
 
 
-def fp8_attention(q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over the first `count` of R rows of keys and values.
+class Fp8Attention:
+    """softmax(q k^T / sqrt(D)) v in FP8. One thread and stream at a time; it keeps what cuDNN needs for each shape."""
 
-    q: (L, H, D), k, v: (R, H, D), contiguous, all float8_e4m3fn; the rows that are not seen must be finite. Returns
-    (L, H, D) float8_e4m3fn in the scale of v. D is a multiple of 16 on a GPU.
-    """
-    if not q.is_cuda:
-        return reference(q, k[:count], v[:count])
-    return _plan(q.shape, k.shape, q.device).run(q, k, v, count)
+    def __init__(self):
+        self._plans: dict[tuple[torch.Size, torch.Size], _Plan] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> Tensor:
+        """Over the first `count` of R rows of keys and values.
+
+        q: (L, H, D), k, v: (R, H, D), contiguous, all float8_e4m3fn; the rows that are not seen must be finite. Returns
+        (L, H, D) float8_e4m3fn in the scale of v. D is a multiple of 16 on a GPU.
+        """
+        if not q.is_cuda:
+            return reference(q, k[:count], v[:count])
+        shapes = q.shape, k.shape
+        if shapes not in self._plans:
+            self._plans[shapes] = _Plan(*shapes, q.device)
+        return self._plans[shapes].run(q, k, v, count)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in plain arithmetic; a kernel differs by where it is in its sums when it rounds a probability."""
+    """Over all rows in plain arithmetic; a kernel differs by where its sums are when it rounds a probability."""
     scores = torch.einsum("lhd,shd->hls", q.float(), k.float()) / math.sqrt(q.shape[-1])
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     rounded = narrow(weights, PROBABILITY_SCALE).float() / PROBABILITY_SCALE
@@ -65,50 +75,41 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def narrow(x: Tensor, scale: float = 1.0) -> Tensor:
     """x times a power of two in float8_e4m3fn; what is beyond 448 becomes 448. x: (rows, ...)."""
-    if _in_a_kernel(x):
-        return _launch(x, FP8, scale, FP8_MAX)
-    return (x.float() * scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return _NARROW(x, scale)
 
 
 def widen(x: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """What narrow() made of numbers, as numbers again."""
-    if _in_a_kernel(x):
-        return _launch(x, dtype, 1 / scale, torch.finfo(torch.float32).max)
+    return _WIDEN(x, dtype, scale)
+
+
+def _narrow_plainly(x: Tensor, scale: float) -> Tensor:
+    return (x.float() * scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def _widen_plainly(x: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
     return (x.float() / scale).to(dtype)
 
 
-def value_scale(weight: Tensor) -> float:
-    """The power of two for the values that a product with `weight` (out, in) makes of inputs whose size is 1.
-
-    Those are a LayerNorm's, near enough: what a modulation adds is within what VALUES_SIZE leaves.
-    """
-    size = weight.detach().float().norm().item() / math.sqrt(len(weight))
+def value_scale(size: float) -> float:
+    """The power of two that brings values whose root mean square is `size` to VALUES_SIZE."""
     return 2.0 ** round(math.log2(VALUES_SIZE / size)) if size and math.isfinite(size) else 1.0
 
 
+@functools.cache
 def fp8_attention_missing(device: torch.device) -> str | None:
-    """Why FP8 attention cannot run on `device`, or None."""
+    """Why FP8 attention cannot run on `device`, or None; a GPU is tried with a small one."""
     if device.type != "cuda":
         return None
     if (found := torch.cuda.get_device_capability(device)) < OLDEST:
         return f"it needs compute capability {OLDEST[0]}.{OLDEST[1]}, this GPU has {found[0]}.{found[1]}"
     try:
-        _cudnn()
+        _Plan(TRIED, TRIED, device)
     except ModuleNotFoundError as error:
         return f"{error}; chunkcast's extra 'hopper' brings it"
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"cudnn does not import: {error}"
+    except Exception as error:  # of a frontend without its library, of a cuDNN that has no such kernel for this GPU
+        return f"cuDNN has none here: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None
-
-
-@functools.cache
-def _cudnn():
-    return importlib.import_module("cudnn")
-
-
-@functools.cache
-def _plan(queries: torch.Size, keys: torch.Size, device: torch.device) -> "_Plan":
-    return _Plan(queries, keys, device)
 
 
 class _Plan:
@@ -119,8 +120,9 @@ class _Plan:
     """
 
     def __init__(self, queries: torch.Size, keys: torch.Size, device: torch.device):
-        self._cudnn, self._device, self._queries = _cudnn(), device, queries
-        self._handle, kind = self._cudnn.create_handle(), self._cudnn.data_type
+        self._cudnn, self._device, self._queries = importlib.import_module("cudnn"), device, queries
+        with torch.cuda.device(device):
+            self._handle, kind = self._cudnn.create_handle(), self._cudnn.data_type
         self._graph = self._cudnn.pygraph(
             handle=self._handle,
             io_data_type=kind.FP8_E4M3,
@@ -185,16 +187,22 @@ def _heads_first(shape: torch.Size) -> tuple[list[int], list[int]]:
     return [1, heads, rows, width], [rows * heads * width, width, heads * width, 1]
 
 
-def _in_a_kernel(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= OLDEST and kernels_run(x.device)
-
-
 def _launch(x: Tensor, dtype: torch.dtype, scale: float, limit: float) -> Tensor:
     x = x if x[0].is_contiguous() else x.contiguous()
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     width = x[0].numel()
     _cast[(len(x), triton.cdiv(width, BLOCK))](x, out, x.stride(0), width, scale, LIMIT=limit, BLOCK=BLOCK)
     return out
+
+
+def _fits(x: Tensor) -> bool:
+    return fp8_missing(x.device) is None
+
+
+_NARROW = Handmade(lambda x, scale: _launch(x, FP8, scale, FP8_MAX), _narrow_plainly, _fits)
+_WIDEN = Handmade(
+    lambda x, dtype, scale: _launch(x, dtype, 1 / scale, torch.finfo(torch.float32).max), _widen_plainly, _fits
+)
 
 
 if triton is not None:

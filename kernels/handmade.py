@@ -1,4 +1,4 @@
-"""Whether kernels written in Triton run on a device, and the parts that several of them share.
+"""Kernels written in Triton: where they run, what runs in their place elsewhere, and the parts that several share.
 
 A row of numbers lies in registers as two parts, FIRST and REST, because the sizes of Triton's blocks are powers of two:
 1536 is 1024 and 512, 5120 is 4096 and 1024, and nothing is computed in vain.
@@ -6,8 +6,12 @@ A row of numbers lies in registers as two parts, FIRST and REST, because the siz
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from kernels.caches import keep_on_disk
 
 try:
     import triton
@@ -20,17 +24,32 @@ LONGEST = 2**15
 
 
 @functools.cache
-def kernels_run(device: torch.device) -> bool:
-    """Whether they run on `device`; tried once, and where a GPU cannot, a warning says why."""
-    if triton is None or device.type != "cuda":
-        return False
-    try:
-        _count[(1,)](torch.empty(1, device=device))
-    except Exception as error:  # a compiler's, a driver's, a file system's: slower, but what asks has another way
-        why = str(error).split("\n")[0] or type(error).__name__
-        warnings.warn(f"kernels cannot be compiled, so parts run slower: {why}", RuntimeWarning, stacklevel=2)
-        return False
-    return True
+def _settle() -> None:
+    """Once, before the first kernel is compiled."""
+    keep_on_disk()
+
+
+class Handmade:
+    """A kernel for tensors on a GPU, and another way for all others and wherever the kernel turns out not to run."""
+
+    def __init__(self, kernel: Callable, otherwise: Callable, fits: Callable[[Tensor], bool] = lambda x: True):
+        """Both take a tensor first, and `fits` says of it whether the kernel takes it."""
+        self._kernel, self._otherwise, self._fits = kernel, otherwise, fits
+        self._runs = triton is not None
+
+    def __call__(self, x: Tensor, *inputs):
+        if not (self._runs and x.is_cuda and self._fits(x)):
+            return self._otherwise(x, *inputs)
+        try:
+            _settle()
+            return self._kernel(x, *inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler's, a driver's, a file system's: slower, but there is another way
+            why = str(error).split("\n")[0] or type(error).__name__
+            warnings.warn(f"a kernel cannot be used, and a part runs slower: {why}", RuntimeWarning, stacklevel=2)
+            self._runs = False
+            return self._otherwise(x, *inputs)
 
 
 def row_blocks(width: int) -> dict[str, int]:
@@ -46,10 +65,6 @@ def row_blocks(width: int) -> dict[str, int]:
 if triton is not None:
 
     @triton.jit
-    def _count(x):
-        tl.store(x, 1.0)
-
-    @triton.jit
     def load_part(row, start, width, BLOCK: tl.constexpr):
         """In float32; beyond the row's width zeros."""
         column = start + tl.arange(0, BLOCK)
@@ -62,7 +77,7 @@ if triton is not None:
 
     @triton.jit
     def store_quantized(values, scale, width, first, rest, least, largest, FIRST: tl.constexpr, REST: tl.constexpr):
-        """A row as kernels.fp8.quantize_rows has it: its numbers and its scale."""
+        """A row's numbers and its scale, as kernels.fp8.quantize_rows; what is no number stays that one alone."""
         top = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(rest), axis=0))
         top = tl.maximum(top, least)
         inverse = largest / top

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.fp8 import FP8, FP8_MAX, SMALLEST_AMAX, Quantized, fp8_missing
-from kernels.handmade import kernels_run
+from kernels.handmade import Handmade
 
 try:
     import triton
@@ -22,22 +22,26 @@ MANTISSA = 23  # bits of a float32's
 
 def pack(x: Tensor) -> Quantized:
     """x: (..., D) to values (..., D) float8_e4m3fn and scales (..., 1) bfloat16."""
-    if _in_a_kernel(x):
-        return _launch_pack(x)
+    return _PACK(x)
+
+
+def unpack(packed: Quantized, dtype: torch.dtype) -> Tensor:
+    """(..., D) of what was packed."""
+    return _UNPACK(packed.values, packed.scale, dtype)
+
+
+def _pack_plainly(x: Tensor) -> Quantized:
     bits = (x.float().abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX) * (1 / FP8_MAX)).view(torch.int32)
     scale = ((bits + (2**MANTISSA - 1) >> MANTISSA) << MANTISSA).view(torch.float32)
     return Quantized((x.float() / scale).to(FP8), scale.bfloat16())
 
 
-def unpack(packed: Quantized, dtype: torch.dtype) -> Tensor:
-    """(..., D) of what was packed."""
-    if _in_a_kernel(packed.values):
-        return _launch_unpack(packed, dtype)
-    return (packed.values.float() * packed.scale.float()).to(dtype)
+def _unpack_plainly(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (values.float() * scale.float()).to(dtype)
 
 
-def _in_a_kernel(x: Tensor) -> bool:
-    return fp8_missing(x.device) is None and x.shape[-1].bit_count() == 1 and kernels_run(x.device)
+def _fits(x: Tensor) -> bool:
+    return fp8_missing(x.device) is None and x.shape[-1].bit_count() == 1
 
 
 def _launch_pack(x: Tensor) -> Quantized:
@@ -49,11 +53,14 @@ def _launch_pack(x: Tensor) -> Quantized:
     return Quantized(values, scale)
 
 
-def _launch_unpack(packed: Quantized, dtype: torch.dtype) -> Tensor:
-    values, scale = (each.contiguous() for each in packed)
+def _launch_unpack(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    values, scale = values.contiguous(), scale.contiguous()
     out = torch.empty_like(values, dtype=dtype)
     _unpack[(triton.cdiv(scale.numel(), ROWS),)](values, scale, out, scale.numel(), ROWS, values.shape[-1])
     return out
+
+
+_PACK, _UNPACK = Handmade(_launch_pack, _pack_plainly, _fits), Handmade(_launch_unpack, _unpack_plainly, _fits)
 
 
 if triton is not None:

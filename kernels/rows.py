@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.fp8 import FP8, FP8_MAX, SMALLEST_AMAX, Quantized, quantize, quantize_gelu
+from kernels.fp8 import FP8, FP8_MAX, SMALLEST_AMAX, Quantized, fits_fp8, quantize, quantize_gelu
 from kernels.fused import EPSILON, Regions, Rows
-from kernels.handmade import LONGEST, kernels_run, row_blocks
+from kernels.handmade import LONGEST, Handmade, row_blocks
 
 try:
     import triton
@@ -31,15 +31,8 @@ def by_hand(regions: Regions, quantized: bool) -> Regions:
     }
     if quantized:
         kernels |= {"activate": quantize_gelu, "as_rows": quantize}
-    return regions._replace(**{name: _either(kernel, getattr(regions, name)) for name, kernel in kernels.items()})
-
-
-def _either(kernel: Callable, region: Callable) -> Callable:
-    def run(x: Tensor, *inputs):
-        fits = x.shape[-1] <= LONGEST and kernels_run(x.device)
-        return kernel(x, *inputs) if fits else region(x, *inputs)
-
-    return run
+    fits = fits_fp8 if quantized else lambda x: x.shape[-1] <= LONGEST
+    return regions._replace(**{name: Handmade(each, getattr(regions, name), fits) for name, each in kernels.items()})
 
 
 def enter(x: Tensor, terms: Tensor, quantized: bool = False) -> Rows:
@@ -69,19 +62,21 @@ def heads(
     q: Tensor, k: Tensor, weights: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor], count: int
 ) -> tuple[Tensor, Tensor]:
     """kernels.fused.heads. q, k: (B, L, C), which may be parts of longer rows; gives (B, L, H, D) twice."""
-    q, k = _in_step(q), _in_step(k)
+    (q, q_step), (k, k_step) = _in_step(q), _in_step(k)
     shape, width, blocks = q.shape, q.shape[-1], row_blocks(q.shape[-1])
     q_out, k_out = (torch.empty(shape, dtype=each.dtype, device=each.device) for each in (q, k))
-    angles, strides = [each.contiguous() for each in rotary], (q.stride(1), k.stride(1))
+    angles = [each.contiguous() for each in rotary]
     _turned_heads[(shape[0] * shape[1],)](
-        q, k, *weights, *angles, q_out, k_out, *strides, width, EPSILON, HALF=width // count // 2, **blocks
+        q, k, *weights, *angles, q_out, k_out, q_step, k_step, width, EPSILON, HALF=width // count // 2, **blocks
     )
     return q_out.unflatten(-1, (count, -1)), k_out.unflatten(-1, (count, -1))
 
 
-def _in_step(x: Tensor) -> Tensor:
-    """(B, L, C) whose rows are all as far from one another."""
-    return x if x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+def _in_step(x: Tensor) -> tuple[Tensor, int]:
+    """(B, L, C) whose rows are all as far from one another, and how far."""
+    if x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1):
+        return x, x.stride(1)
+    return x.reshape(-1).view(x.shape), x.shape[-1]
 
 
 if triton is not None:

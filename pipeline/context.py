@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.fp8 import FP8
 from pipeline.kv_cache import POSITIONS
 from pipeline.presets import Preset
+from pipeline.stored import Stored
 
 GLOBAL_CONTEXT = 21
 """Latent frames where nothing is measured: the clip of 81 video frames that the models were trained on."""
@@ -28,12 +28,12 @@ def choose_context(
     asked: int | None,
     slots: int,
     device: torch.device,
-    dtype: torch.dtype,
+    stored: Stored,
     rehearse: Callable[[int], None],
 ) -> int:
     """Latent frames that each of `slots` keeps of its stream.
 
-    `dtype` is that of keys and values. `rehearse(context)` makes an engine with that context and a few chunks in every
+    `stored` is how keys and values lie. `rehearse(context)` makes an engine with that context and a few chunks in every
     slot; where nothing was asked for, the GPU's memory is shared out by what that took. Raises ValueError, with what
     would be right, for a context that cannot be.
     """
@@ -45,45 +45,45 @@ def choose_context(
             )
         return preset.window
     if asked is not None:
-        _check(preset, asked, slots, dtype, _memory(device))
+        _check(preset, asked, slots, stored, _memory(device))
         return asked
     if device.type != "cuda":
         return max(GLOBAL_CONTEXT, least_context(preset))
-    return fitting_context(preset, slots, dtype, _measured_room(preset, slots, device, dtype, rehearse))
+    return fitting_context(preset, slots, stored, _measured_room(preset, slots, device, stored, rehearse))
 
 
 def least_context(preset: Preset) -> int:
     return preset.sink + preset.chunk
 
 
-def cache_bytes(preset: Preset, context: int, slots: int, dtype: torch.dtype) -> int:
-    """Of keys and values, and of the copy of a sink's keys that pipeline.kv_cache turns; packed if `dtype` is FP8."""
-    model = preset.transformer
-    token = model.layers * model.dim * dtype.itemsize
-    turning = model.layers * model.heads * 2 * (model.head_width // 2 - 2 * (model.head_width // 6)) * dtype.itemsize
-    if dtype == FP8:
+def cache_bytes(preset: Preset, context: int, slots: int, stored: Stored) -> int:
+    """Of keys and values, and of the copy of a sink's keys that pipeline.kv_cache turns."""
+    model, size = preset.transformer, stored.dtype.itemsize
+    token = model.layers * model.dim * size
+    turning = model.layers * model.heads * 2 * (model.head_width // 2 - 2 * (model.head_width // 6)) * size
+    if stored.packed:
         turning = token = token + model.layers * model.heads * torch.bfloat16.itemsize
     return slots * math.prod(preset.token_grid) * (2 * context * token + preset.sink * turning)
 
 
-def fitting_context(preset: Preset, slots: int, dtype: torch.dtype, room: int) -> int:
+def fitting_context(preset: Preset, slots: int, stored: Stored, room: int) -> int:
     """The most latent frames whose cache takes `room` bytes. Raises ValueError where that is too few for a chunk."""
     least = least_context(preset)
-    missing = cache_bytes(preset, least, slots, dtype) - room
+    missing = cache_bytes(preset, least, slots, stored) - room
     if missing > 0:
         raise ValueError(_too_small(preset, slots, f"{missing / GB:.1f} GB are missing"))
-    frame = cache_bytes(preset, 1, slots, dtype) - cache_bytes(preset, 0, slots, dtype)
-    return min((room - cache_bytes(preset, 0, slots, dtype)) // frame, POSITIONS)
+    frame = cache_bytes(preset, 1, slots, stored) - cache_bytes(preset, 0, slots, stored)
+    return min((room - cache_bytes(preset, 0, slots, stored)) // frame, POSITIONS)
 
 
-def _check(preset: Preset, asked: int, slots: int, dtype: torch.dtype, memory: int) -> None:
+def _check(preset: Preset, asked: int, slots: int, stored: Stored, memory: int) -> None:
     least = least_context(preset)
     if asked < least:
         raise ValueError(
             f"the context is {asked} latent frames; the preset {preset.name} needs at least {least}, "
             f"a sink of {preset.sink} and a chunk of {preset.chunk}"
         )
-    needed = cache_bytes(preset, asked, slots, dtype)
+    needed = cache_bytes(preset, asked, slots, stored)
     if needed > memory:
         raise ValueError(
             f"a context of {asked} latent frames takes {needed / GB:.1f} GB with {_slots(slots)}, "
@@ -100,7 +100,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _measured_room(
-    preset: Preset, slots: int, device: torch.device, dtype: torch.dtype, rehearse: Callable[[int], None]
+    preset: Preset, slots: int, device: torch.device, stored: Stored, rehearse: Callable[[int], None]
 ) -> int:
     """Bytes that the cache may take beside everything else that lives while chunks are made and decoded."""
     least = least_context(preset)
@@ -115,7 +115,7 @@ def _measured_room(
     finally:
         gc.collect()
         torch.cuda.empty_cache()
-    beside = torch.cuda.max_memory_reserved(device) - held - cache_bytes(preset, least, slots, dtype)
+    beside = torch.cuda.max_memory_reserved(device) - held - cache_bytes(preset, least, slots, stored)
     return int(free - beside - SPARE * total)
 
 

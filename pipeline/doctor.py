@@ -31,6 +31,7 @@ from pipeline.checkpoint import (
 from pipeline.engine import GLOBAL_CONTEXT
 from pipeline.load import RANDOM
 from pipeline.presets import PRESETS, Preset, at_precision, find_preset
+from pipeline.stored import check_names
 from pipeline.tiny import load as tiny
 
 LONGEST_REASON = 400
@@ -75,15 +76,19 @@ def examine(
     missing_encoders: Mapping[str, str | None],
     precision: str = "bf16",
     vae_precision: str = "exact",
+    cache: str = "plain",
+    attention: str = "auto",
 ) -> Report:
     """The options are those of the command line; `missing_encoders` has for each codec why it cannot be encoded.
 
-    Raises ValueError for a preset that does not exist, for parts without weights and for a precision that cannot be.
+    Raises ValueError for a name that does not exist, for parts without weights and for a precision that cannot be.
     """
+    check_names(cache, attention)
     if weights is None and (parts or lora):
         raise ValueError("--parts and --lora go with --weights")
     found = None if preset is None else at_precision(find_preset(preset), precision)
-    needed = None if found is None else memory.needs(found, GLOBAL_CONTEXT, vae_precision=vae_precision)
+    options = {"vae_precision": vae_precision, "cache": cache, "attention": attention}
+    needed = None if found is None else memory.needs(found, GLOBAL_CONTEXT, **options)
     report = Report()
     report.sections["This machine"] = list(_machine())
     report.sections["Attention"] = list(_attention())
@@ -118,7 +123,10 @@ def _attention() -> Iterator[Finding]:
     taken = next(name for name, missing in backends.items() if missing is None)
     for name, missing in backends.items():
         yield Finding(LACK if missing else OK, name, missing or ("the fastest here" if name == taken else ""))
-    missing = fp8_attention_missing(torch.device("cuda")) if torch.cuda.is_available() else "torch sees no CUDA device"
+    if torch.cuda.is_available():
+        missing = fp8_attention_missing(torch.device("cuda"))
+    else:
+        missing = "torch sees no CUDA device; on a CPU it runs in plain arithmetic, slower and for checking"
     yield Finding(LACK if missing else OK, "fp8", missing or "quicker, a little off: --attention fp8")
 
 

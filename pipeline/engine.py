@@ -19,9 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 
-from kernels.attention import BACKENDS, Choice
-from kernels.fp8 import FP8
-from kernels.fp8_attention import fp8_attention_missing
+from kernels.attention import Choice
 from pipeline.batch import Batch, Owed, joined, joined_text, joined_times
 from pipeline.chunk import NO_FRAMES, Chunk, Control, Ended, Session, SessionSpec, World
 from pipeline.conditioning import ImageConditioning, read_image
@@ -40,14 +38,13 @@ from pipeline.sampler import CONTEXT, denoise_chunk, noise
 from pipeline.slots import Slot, Slots
 from pipeline.steering import Steering, Walked
 from pipeline.stopwatch import Stopwatch
+from pipeline.stored import FP8_ATTENTION, Stored, check_attention, stored_as
 from pipeline.transformer import CameraTerms, TextTerms
 from pipeline.vae_precision import at_vae_precision
 
 SCHEDULES = ("auto", "batch", "turns", "parallel")
 CONTEXT_PASSES = ("exact", "reuse")
 OVERLAPS = ("yes", "first", "no")
-CACHES = ("plain", "fp8")
-FP8_ATTENTION = "fp8"
 WARM_PROMPT = "a meadow"
 TIMED_CHUNKS, PATIENCE_SECONDS = 5, 4.0
 """Of a trial's steps; where all are too slow for the frame rate it goes on for so long, as another program may pass."""
@@ -69,7 +66,8 @@ class Engine:
     the decoder's kernels go before others that wait; results are the same. `attention` is a backend of
     kernels.attention, or "auto": the quickest for each shape, as prewarm() times them. Those differ by rounding, and by
     which was quicker; a name gives the same bits in every process. "fp8" is self-attention in FP8, with keys and values
-    in float8 too (kernels.fp8_attention): quicker, and a little off. `context_pass` is where a chunk's keys and values
+    in float8 whatever `cache` says (kernels.fp8_attention): quicker on a Hopper GPU, and a little off; the attention to
+    the text is that of "auto". `context_pass` is where a chunk's keys and values
     come from: "exact", a pass over its clean latents, or "reuse", its last denoising pass, which saves a pass a chunk
     and changes the world (`python -m benchmarks.context_pass` measures how far). It is the engine's, not the session's:
     what is written anew, after a new prompt or to resume, takes clean passes either way. `graphs` has a GPU run whole
@@ -95,9 +93,11 @@ class Engine:
         graphs: bool = False,
         cache: str = "plain",
     ):
-        """Raises ValueError for fewer than one slot, an unknown schedule or a context without room for a chunk."""
+        """Raises ValueError for fewer than one slot, a name that does not exist, attention that cannot run here, or a
+        context without room for a chunk."""
         self._device = torch.device(device)
-        _check_options(slots, schedule, self._device, prompt_change, context_pass, graphs, attention, cache)
+        _check_options(slots, schedule, self._device, prompt_change, context_pass, graphs)
+        check_attention(attention, self._device)
         self.preset = preset
         self.world: World | None = None
         self._model, self._vae, self._text, self._recognise = parts
@@ -109,7 +109,11 @@ class Engine:
         self._image = image
         self.attention_in_fp8 = attention == FP8_ATTENTION
         self.attention = self._model.backend = Choice("auto" if self.attention_in_fp8 else attention)
-        self._cache = self._make_cache(slots, preset.window or context, cache)
+        # The timesteps are a preset's own and few: their embeddings are made once.
+        with torch.inference_mode():
+            self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
+        stored = stored_as(cache, attention, self._model.dtype)
+        self._cache = self._make_cache(slots, preset.window or context, stored)
         self._slots = Slots(slots, self._cache.reset)
         self._decoders = [self._vae.decoder() for _ in range(slots)]
         self._sight = Sight(preset.chunk, self._cache.window_frames, preset.sink)
@@ -118,11 +122,8 @@ class Engine:
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
         self._decode_stream = _decode_stream(self._device, overlap)
         self._denoised: torch.cuda.Event | None = None
-        # The timesteps are a preset's own and few: their embeddings are made once.
-        with torch.inference_mode():
-            self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
 
-    def _make_cache(self, slots: int, window_frames: int, kind: str) -> KVCache:
+    def _make_cache(self, slots: int, window_frames: int, stored: Stored) -> KVCache:
         config = self.preset.transformer
         return KVCache(
             config.layers,
@@ -135,8 +136,8 @@ class Engine:
             self._model.dtype,
             self._device,
             self.attention,
-            packed=kind == "fp8",
-            value_scales=self._model.value_scales() if self.attention_in_fp8 else None,
+            packed=stored.packed,
+            value_scales=self._model.value_scales(self._time) if self.attention_in_fp8 else None,
         )
 
     # Sessions
@@ -708,7 +709,8 @@ def build(
     """
     found = at_precision(find_preset(preset), precision)
     place = choose_device(device)
-    _check_options(slots, schedule, place, prompt_change, context_pass, graphs, attention, cache)
+    _check_options(slots, schedule, place, prompt_change, context_pass, graphs)
+    check_attention(attention, place)
     picture = _read(image, found)
     loaded = load_parts(found, weights, place, parts, lora)
     loaded = loaded._replace(vae=at_vae_precision(loaded.vae, vae_precision, found.latent_shape[2:]))
@@ -716,7 +718,7 @@ def build(
         Engine, found, loaded, slots=slots, device=place, image=picture, prompt_change=prompt_change, fuse=fuse,
         overlap=overlap, attention=attention, context_pass=context_pass, graphs=graphs, cache=cache,
     )  # fmt: skip
-    stored = FP8 if "fp8" in (cache, attention) else loaded.transformer.dtype
+    stored = stored_as(cache, attention, loaded.transformer.dtype)
     choose = functools.partial(choose_context, found, context, slots, place, stored)
     return _in_context(engine, schedule, choose)
 
@@ -769,8 +771,6 @@ def _check_options(
     prompt_change: str | None,
     context_pass: str,
     graphs: bool,
-    attention: str,
-    cache: str,
 ) -> None:
     if slots < 1:
         raise ValueError(f"slots is {slots}; it must be at least 1")
@@ -780,12 +780,6 @@ def _check_options(
         raise ValueError(f"no prompt change {prompt_change!r}; it is {' or '.join(PROMPT_CHANGES)}")
     if context_pass not in CONTEXT_PASSES:
         raise ValueError(f"no context pass {context_pass!r}; it is {' or '.join(CONTEXT_PASSES)}")
-    if cache not in CACHES:
-        raise ValueError(f"no cache {cache!r}; it is {' or '.join(CACHES)}")
-    if attention not in (known := ("auto", FP8_ATTENTION, *BACKENDS)):
-        raise ValueError(f"no attention {attention!r}; it is one of {', '.join(known)}")
-    if attention == FP8_ATTENTION and (reason := fp8_attention_missing(device)):
-        raise ValueError(f"attention in FP8 cannot run: {reason}")
     if graphs and device.type != "cuda":
         raise ValueError("graphs are for a GPU; without one leave them out")
     if schedule == "parallel" and device.type == "cuda":

@@ -32,7 +32,7 @@ from torch import Tensor
 from kernels import fused
 from kernels.attention import Choice, attention, attention_each
 from kernels.fp8 import FP8, Quantized
-from kernels.fp8_attention import fp8_attention, narrow, widen
+from kernels.fp8_attention import Fp8Attention, narrow, widen
 from kernels.packed import pack, unpack
 from pipeline.transformer import rope_angles, time_frequencies
 
@@ -103,15 +103,13 @@ class KVCache:
         changes nothing. Raises ValueError unless 0 <= sink_frames < window_frames.
         """
         if not 0 <= sink_frames < window_frames:
-            raise ValueError(
-                f"the sink ({sink_frames} latent frames) must be smaller than the window ({window_frames})"
-            )
+            raise ValueError(f"the sink, {sink_frames} latent frames, must be smaller than the window, {window_frames}")
         self.window_frames = window_frames
         self.sink_frames = sink_frames
         self.tokens_per_frame = tokens_per_frame
         self.backend = backend
         shape = (layers, slots, window_frames * tokens_per_frame, heads, head_width)
-        self.dtype, self._value_scales = dtype, value_scales
+        self.dtype, self._value_scales, self._attend_fp8 = dtype, value_scales, Fp8Attention()
         self._packed = packed and not value_scales
         self.k, self._k_scale = self._rows(shape, device)
         self.v, self._v_scale = self._rows(shape, device)
@@ -173,7 +171,8 @@ class KVCache:
     def _attend_in_fp8(self, layer: int, slot: int, seen: "Sequence[Span]", q: Tensor) -> Tensor:
         keys, values = (_gathered(each[layer, slot], seen) for each in (self.k, self.v))
         count = sum(stop - start for start, stop in seen)
-        return widen(fp8_attention(narrow(q[0]), keys, values, count), q.dtype, self._value_scales[layer])[None]
+        found = self._attend_fp8(narrow(q[0]), keys, values, count)
+        return widen(found, q.dtype, self._value_scales[layer])[None]
 
     def read(self, layer: int, slot: int, seen: "Sequence[Span]") -> tuple[Tensor, Tensor]:
         """Keys and values (S, H, D) of these rows; where they are one run and not in float8, a view."""

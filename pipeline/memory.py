@@ -25,6 +25,7 @@ from pipeline.checkpoint import FLOAT32_NAMES, MADE_ON_LOADING, UMT5_XXL
 from pipeline.conditioning import ImageConditioning
 from pipeline.context import cache_bytes
 from pipeline.presets import LATER_FRAMES, Preset
+from pipeline.stored import stored_as
 from pipeline.tiny.vae import TinyVAE
 from pipeline.transformer import TimeTerms, Transformer, rope_angles
 from pipeline.vae import VAE, StreamingDecoder, WanVAE
@@ -55,11 +56,18 @@ class Needs:
         return self.weights + slots * (self.cache + self.kept) + self.decoding + self.denoising[slots]
 
 
-def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2), vae_precision: str = "exact") -> Needs:
+def needs(
+    preset: Preset,
+    context: int,
+    slots: Iterable[int] = (1, 2),
+    vae_precision: str = "exact",
+    cache: str = "plain",
+    attention: str = "auto",
+) -> Needs:
     """What live sessions of `preset` take; `context` is the latent frames kept where it has no window.
 
-    The linears are in the preset's own precision, see pipeline.presets.at_precision. Raises ValueError for a VAE
-    precision that does not exist or is not for this VAE.
+    The linears are in the preset's own precision, see pipeline.presets.at_precision; `cache` and `attention` are those
+    of an engine. Raises ValueError for a name that does not exist, or a VAE precision that is not for this VAE.
     """
     with META, torch.inference_mode():
         model = _transformer(replace(preset, transformer=replace(preset.transformer, precision="plain")))
@@ -73,8 +81,8 @@ def needs(preset: Preset, context: int, slots: Iterable[int] = (1, 2), vae_preci
         kept = _bytes(_tensors(prompt)) + vae.kept
         denoising = {count: _denoising(preset, model, count) for count in slots}
         dtype = torch.float32 if preset.vae == "tiny" else torch.bfloat16
-        cache = cache_bytes(preset, preset.window or context, 1, dtype)
-    return Needs(count, weights, text, cache, kept, vae.decoding, denoising)
+        held_keys = cache_bytes(preset, preset.window or context, 1, stored_as(cache, attention, dtype))
+    return Needs(count, weights, text, held_keys, kept, vae.decoding, denoising)
 
 
 def describe(presets: Iterable[Preset], context: int) -> str:

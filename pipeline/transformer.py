@@ -9,6 +9,7 @@ D = C/H head width, R text rows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from kernels.compiled import compiled
 from kernels.fp8_attention import value_scale
 from kernels.fused import PLAIN, Regions, Rows
 from kernels.linear import PRECISIONS, join, linear, plain_weight
+from kernels.rows import by_hand
 from pipeline.world_map import WorldMap, WorldMapConfig
 
 PATCH = 2  # latent pixels along each side of a token; a token is one latent frame deep
@@ -217,6 +219,17 @@ class Block(nn.Module):
         c = camera + self.cam_injector_layer2(F.silu(self.cam_injector_layer1(camera)))
         return CameraTerms(self.cam_scale_layer(c), self.cam_shift_layer(c))
 
+    def value_size(self, e0: Tensor) -> float:
+        """The root mean square that self-attention's values should have. e0: (1, 6, C).
+
+        Of numbers that a LayerNorm gives, independent and of size 1, after modulation and the product.
+        """
+        shift, scale = (self.modulation.float() + e0)[0, :2]
+        layer = self.self_attn.v
+        weight = plain_weight(layer).float()
+        mean = weight @ shift if layer.bias is None else weight @ shift + layer.bias.float()
+        return float(((weight * (1 + scale)).square().sum(1) + mean.square()).mean().sqrt())
+
     def forward(
         self,
         x: Tensor,
@@ -286,11 +299,16 @@ class Transformer(nn.Module):
         if self.patch_embedding.weight.is_cuda:
             torch.cuda.empty_cache()  # of the places that q, k and v had, too small for anything as large as them all
         if self.regions is PLAIN:
-            self.regions = compiled(self.config.precision == "fp8", backend)
+            quantized = self.config.precision == "fp8"
+            self.regions = by_hand(compiled(quantized, backend), quantized)
 
-    def value_scales(self) -> list[float]:
-        """What attention in FP8 multiplies the values of each layer's self-attention with, powers of two."""
-        return [value_scale(plain_weight(block.self_attn.v)) for block in self.blocks]
+    @torch.inference_mode()
+    def value_scales(self, times: Sequence[TimeTerms]) -> list[float]:
+        """What attention in FP8 multiplies the values of each layer's self-attention with, powers of two.
+
+        By the largest values that the layer is expected to make at these times, (1, ...) each.
+        """
+        return [value_scale(max(block.value_size(time.e0) for time in times)) for block in self.blocks]
 
     def embed_text(self, rows: Tensor) -> list[TextTerms]:
         """rows: (B, R <= text_rows, text_dim), padded here with zeros to text_rows. Returns one TextTerms a layer.

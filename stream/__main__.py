@@ -101,6 +101,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="whether a new prompt has the model's memory written anew under it (default: the preset's own choice)",
     )
     _add_precision_options(parser)
+    _add_attention_options(parser)
     _add_speed_options(parser)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
 
@@ -120,25 +121,28 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_speed_options(parser: argparse.ArgumentParser) -> None:
+def _add_attention_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         metavar="NAME",
-        help="one kernel for all attention, such as cudnn, for the same bits in every process; or fp8, attention in "
-        "FP8, quicker and a little off; `chunkcast doctor` lists them (default: for each shape the quickest, as timed "
-        "on a GPU)",
+        help="one kernel for all attention, such as cudnn, for the same bits in every process; or fp8, self-attention "
+        "in FP8, which is quicker on a Hopper GPU and a little off; `chunkcast doctor` lists them (default: for each "
+        "shape the quickest, as timed on a GPU)",
     )
+    parser.add_argument(
+        "--cache",
+        choices=["plain", "fp8"],
+        help="fp8: keys and values in a byte a number, half the memory of a viewer's past, and a little off; with "
+        "--attention fp8 they always are (default: plain)",
+    )
+
+
+def _add_speed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context-pass",
         choices=["exact", "reuse"],
         help="reuse: remember a chunk as its last denoising pass saw it, which saves one pass a chunk and changes what "
         "is made (default: exact)",
-    )
-    parser.add_argument(
-        "--cache",
-        choices=["plain", "fp8"],
-        help="fp8: keys and values in a byte a number, half the memory of a viewer's past, and a little off "
-        "(default: plain)",
     )
     parser.add_argument(
         "--graphs",
@@ -311,6 +315,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="also say whether this model fits (`chunkcast presets` lists them)")
     _add_weights_options(parser)
     _add_precision_options(parser)
+    _add_attention_options(parser)
     parser.set_defaults(run=_doctor)
 
 

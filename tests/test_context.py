@@ -10,8 +10,9 @@ from pipeline.chunk import SessionSpec
 from pipeline.context import GLOBAL_CONTEXT, cache_bytes, choose_context, fitting_context
 from pipeline.kv_cache import POSITIONS, KVCache
 from pipeline.presets import find_preset
+from pipeline.stored import Stored, stored_as
 
-CPU, BF16 = torch.device("cpu"), torch.bfloat16
+CPU, BF16 = torch.device("cpu"), Stored(torch.bfloat16)
 FAST = find_preset("lingbot-world-fast")
 
 
@@ -52,13 +53,14 @@ def test_a_context_that_cannot_be_gets_a_sentence(asked, words):
 
 
 @pytest.mark.parametrize("context, slots", [(6, 1), (40, 2)])
-@pytest.mark.parametrize("stored", [BF16, torch.float8_e4m3fn])
-def test_the_bytes_are_those_that_a_cache_takes(context, slots, stored):
+@pytest.mark.parametrize("cache, attention", [("plain", "auto"), ("fp8", "auto"), ("plain", "fp8"), ("fp8", "fp8")])
+def test_the_bytes_are_those_that_a_cache_takes(context, slots, cache, attention):
     model, tokens = FAST.transformer, 1560
     sizes = model.layers, slots, context, FAST.sink, tokens, model.heads, model.head_width
-    cache = KVCache(*sizes, BF16, "meta", packed=stored != BF16)
-    taken = sum(each.nbytes for each in vars(cache).values() if isinstance(each, torch.Tensor))
-    assert cache_bytes(FAST, context, slots, stored) == taken
+    scales = [1.0] * model.layers if attention == "fp8" else None
+    made = KVCache(*sizes, torch.bfloat16, "meta", packed=cache == "fp8", value_scales=scales)
+    taken = sum(each.nbytes for each in vars(made).values() if isinstance(each, torch.Tensor))
+    assert cache_bytes(FAST, context, slots, stored_as(cache, attention, torch.bfloat16)) == taken
 
 
 def test_the_memory_is_filled_to_the_last_frame_that_fits():

@@ -116,6 +116,18 @@ def test_what_fits_depends_on_the_precisions(monkeypatch):
         doctor.examine("tiny", None, None, None, CODECS, vae_precision="fp16")
 
 
+def test_what_fits_depends_on_how_keys_and_values_lie(monkeypatch):
+    monkeypatch.setattr(doctor, "gpu_bytes", lambda: 84 * 10**9)
+    arguments = ("lingbot-world-v2-14b", None, None, None, CODECS, "fp8", "fp16")
+    plain, packed, fp8 = (
+        states(doctor.examine(*arguments, **options), "Memory")["2 slots"]
+        for options in ({}, {"cache": "fp8"}, {"attention": "fp8"})
+    )
+    assert (plain, packed, fp8) == (doctor.LACK, doctor.OK, doctor.OK)
+    with pytest.raises(ValueError, match="no attention 'fp4'; it is one of auto, fp8, "):
+        doctor.examine(*arguments, attention="fp4")
+
+
 def test_without_a_gpu_the_need_is_told_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(doctor, "gpu_bytes", lambda: None)
     report = examine("lingbot-world-v2-1.3b")

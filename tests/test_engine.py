@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.fp8 import FP8_MAX
+from kernels.fp8_attention import VALUES_SIZE
 from pipeline import engine as engine_module
 from pipeline.chunk import Chunk, Control, Ended, SessionSpec, WorldFull
 from pipeline.engine import Engine, _soonest, build
@@ -287,6 +289,31 @@ def test_with_attention_in_fp8_a_session_is_its_own_and_a_little_off(monkeypatch
     alone, exact = (run_alone(monkeypatch, schedule=schedule, attention=name) for name in ("fp8", "auto"))
     assert torch.equal(beside, alone)
     assert 1e-4 < (alone - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "flash4", "fp4"])
+def test_attention_that_cannot_be_is_refused_before_any_weights_are_read(monkeypatch, attention):
+    monkeypatch.setattr("pipeline.engine.load_parts", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=f"no attention 'fp4'|attention backend '{attention}' cannot run: "):
+        build("wan2.1-1.3b-longlive", "random", device="cpu", attention=attention)
+
+
+def test_the_tiny_worlds_values_have_about_the_size_that_attention_in_fp8_brings_them_to(monkeypatch):
+    engine, sizes = build("tiny", slots=1, device="cpu", attention="fp8"), []
+    cache = engine._cache
+    write = cache.write
+    monkeypatch.setattr(cache, "write", lambda *given: (sizes.append(size_of(cache, *given)), write(*given)))
+    engine.open(spec("a"))
+    for _ in range(3):
+        engine.step()
+    means, largest = zip(*sizes, strict=True)
+    assert min(means) > VALUES_SIZE / 10 and max(means) < 2 * VALUES_SIZE and max(largest) < FP8_MAX / 4
+
+
+def size_of(cache, layer, slot, rows, k, v):
+    """Root mean square and largest of values as they are stored, before they are rounded."""
+    stored = v * cache._value_scales[layer]
+    return float(stored.square().mean().sqrt()), float(stored.abs().max())
 
 
 def test_an_unknown_context_pass_overlap_cache_or_attention_is_refused():

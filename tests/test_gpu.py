@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from kernels.fp8_attention import fp8_attention_missing
 from pipeline.chunk import Control, SessionSpec
 from pipeline.engine import Engine, build
 from pipeline.graphs import WARM
@@ -20,6 +21,10 @@ pytestmark = [
 WINDOWED = ("wan2.1-1.3b-longlive", "lingbot-world-v2-1.3b")
 PRESETS = ("wan2.1-1.3b-longlive", "lingbot-world-v2-1.3b", "tiny")
 BATCH_TOLERANCE = 0.05
+LACKS = fp8_attention_missing(torch.device("cuda")) if torch.cuda.is_available() else "torch sees no CUDA device"
+IN_FP8 = [
+    pytest.param("lingbot-world-v2-1.3b", "fp8", marks=pytest.mark.skipif(bool(LACKS), reason=f"needs cuDNN: {LACKS}"))
+]
 
 
 def engine_of(preset: str, schedule: str, slots: int = 2, **options) -> Engine:
@@ -32,11 +37,16 @@ def spec(engine: Engine, name: str, prompt: str, seed: int) -> SessionSpec:
 
 
 @pytest.mark.parametrize(
-    ("preset", "graphs"), [*((name, False) for name in PRESETS), *((name, True) for name in WINDOWED)]
+    ("preset", "attention", "graphs"),
+    [
+        *((name, "auto", False) for name in PRESETS),
+        *((name, "auto", True) for name in WINDOWED),
+        *(pytest.param(*each.values, True, marks=each.marks) for each in IN_FP8),
+    ],
 )
 @pytest.mark.parametrize("schedule", ["turns", "batch"])
-def test_a_warm_step_never_waits_for_the_gpu(preset, schedule, graphs):
-    engine = engine_of(preset, schedule, graphs=graphs)
+def test_a_warm_step_never_waits_for_the_gpu(preset, attention, schedule, graphs):
+    engine = engine_of(preset, schedule, attention=attention, graphs=graphs)
     for seed, name in enumerate("ab"):
         engine.open(spec(engine, name, "a meadow", seed))
     warm = engine.window_chunks + 1 + (math.ceil(WARM / engine.passes) + 1 if graphs else 0)
@@ -65,18 +75,18 @@ def latents(preset: str, schedule: str, stranger: bool, chunks: int = 5, **optio
     return torch.from_numpy(engine.snapshot("watched").latents)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_in_turns_a_session_has_the_same_bits_alone_and_beside_a_stranger(preset):
-    assert torch.equal(latents(preset, "turns", False), latents(preset, "turns", True))
+@pytest.mark.parametrize(("preset", "attention"), [*((name, "auto") for name in PRESETS), *IN_FP8])
+def test_in_turns_a_session_has_the_same_bits_alone_and_beside_a_stranger(preset, attention):
+    alone, beside = (latents(preset, "turns", stranger, attention=attention) for stranger in (False, True))
+    assert torch.equal(alone, beside)
 
 
-@pytest.mark.parametrize("preset", WINDOWED)
+@pytest.mark.parametrize(("preset", "attention"), [*((name, "auto") for name in WINDOWED), *IN_FP8])
 @pytest.mark.parametrize("schedule", ["turns", "batch"])
 @pytest.mark.filterwarnings("error:passes run without")
-def test_graphs_give_the_same_bits(preset, schedule):
-    eager, graphs = (
-        latents(preset, schedule, True, chunks=11, graphs=each, vae_precision="fp16") for each in (False, True)
-    )
+def test_graphs_give_the_same_bits(preset, attention, schedule):
+    options = {"chunks": 11, "attention": attention, "vae_precision": "fp16"}
+    eager, graphs = (latents(preset, schedule, True, graphs=each, **options) for each in (False, True))
     assert torch.equal(eager, graphs)
 
 

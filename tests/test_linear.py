@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from kernels.fp8 import quantize_rows
-from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, join, linear
+from kernels.linear import Fp8Linear, fp8_matmul, fp8_matmul_reference, join, linear, plain_weight
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +84,10 @@ def test_the_fp8_units_compute_what_the_reference_does():
     bias = torch.randn(32, device="cuda")
     ours, expected = fp8_matmul(x, weight, bias).float(), fp8_matmul_reference(x, weight, bias)
     assert (ours - expected).norm() / expected.norm() < 5e-3
+
+
+def test_the_weight_of_either_precision_is_the_one_that_was_loaded():
+    plain, eight = linear(64, 32), linear(64, 32, precision="fp8")
+    eight.load_state_dict(plain.state_dict())
+    assert torch.equal(plain_weight(plain), plain.weight)
+    assert (plain_weight(eight) - plain.weight).norm() / plain.weight.norm() < 0.04
