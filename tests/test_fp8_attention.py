@@ -1,6 +1,9 @@
 """Attention in FP8: what it loses, what it does not see, and where it cannot run; its kernels where there are some."""
 
+import contextlib
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -102,6 +105,83 @@ def test_whatever_a_frontend_lacks_is_told_before_anything_is_loaded(monkeypatch
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(module, "_Plan", fail)
     assert fp8_attention_missing(torch.device("cuda")) == said
+
+
+class Described:
+    """A tensor of FakeGraph's."""
+
+    def __init__(self, **facts):
+        self.facts = facts
+
+    def set(self, **facts):
+        self.facts |= facts
+        return self
+
+    def set_output(self, value):
+        return self.set(output=value)
+
+    def set_dim(self, dim):
+        return self.set(dim=dim)
+
+    def set_stride(self, stride):
+        return self.set(stride=stride)
+
+    def set_data_type(self, kind):
+        return self.set(data_type=kind)
+
+
+class FakeGraph:
+    """What a plan uses of cuDNN's frontend; it computes the reference."""
+
+    def __init__(self, **options):
+        self.steps = []
+
+    def tensor(self, **facts):
+        return Described(**facts)
+
+    def sdpa_fp8(self, **given):
+        self.given, self.results = given, [Described() for _ in range(4)]
+        return self.results
+
+    def get_workspace_size(self):
+        return 0
+
+    def execute(self, tensors, workspace, handle):
+        q, k, v, rows, count = (tensors[self.given[name]] for name in ("q", "k", "v", "seq_len_q", "seq_len_kv"))
+        scales = {name: float(tensors[each]) for name, each in self.given.items() if "scale" in name and name[0] != "a"}
+        assert scales.pop("scale_s") == 1 / scales.pop("descale_s") == module.PROBABILITY_SCALE
+        assert set(scales.values()) == {1.0} and int(rows) == len(q) and self.steps == BUILT
+        assert self.given["use_padding_mask"] and self.given["attn_scale"] == 1 / math.sqrt(q.shape[-1])
+        for name, tensor in zip(("q", "k", "v"), (q, k, v), strict=True):
+            described, heads_first = self.given[name].facts, tensor[None].transpose(1, 2)
+            assert (described["dim"], described["stride"]) == (list(heads_first.shape), list(heads_first.stride()))
+        tensors[self.results[0]].copy_(reference(q, k[: int(count)], v[: int(count)]))
+
+    def __getattr__(self, name):
+        return lambda *_: self.steps.append(name)
+
+
+BUILT = ["validate", "build_operation_graph", "create_execution_plans", "check_support", "build_plans"]
+
+
+def test_a_plan_tells_cudnn_shapes_scales_and_how_many_rows_are_seen(monkeypatch):
+    streams = []
+    kinds = types.SimpleNamespace(FP8_E4M3="fp8", FLOAT="float", INT32="int")
+    frontend = types.SimpleNamespace(
+        data_type=kinds,
+        heur_mode=types.SimpleNamespace(A="A", FALLBACK="fallback"),
+        pygraph=FakeGraph,
+        create_handle=lambda: "handle",
+        set_stream=lambda handle, stream: streams.append((handle, stream)),
+    )
+    monkeypatch.setitem(sys.modules, "cudnn", frontend)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+    q, k, v = tensors()
+    plan = module._Plan(q.shape, k.shape, torch.device("cpu"))
+    for count in (100, 300):
+        assert torch.equal(plan.run(q, k, v, count).float(), reference(q, k[:count], v[:count]).float())
+    assert streams == [("handle", 7)] * 2
 
 
 needs_hopper = [
