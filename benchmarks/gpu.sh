@@ -27,10 +27,11 @@ vae)
 1.3b)
   throughput 1.3b 600 --preset lingbot-world-v2-1.3b --slots 1,2 --chunks 10 --frames 81 --way "schedule=turns vae=rows" \
     --way "schedule=batch vae=rows" --way "schedule=turns vae=rows context=reuse" \
-    --way "schedule=turns vae=rows attention=fp8" --way "schedule=turns vae=rows attention=fp8 context=reuse" \
+    --way "schedule=turns vae=rows attention=fp8 graphs=yes" \
+    --way "schedule=turns vae=rows attention=fp8 context=reuse graphs=yes" \
     --way "schedule=turns vae=rows precision=fp8 attention=fp8 graphs=yes" \
-    --way "schedule=turns vae=rows precision=fp8 attention=fp8 context=reuse graphs=yes" \
-    --way "schedule=batch vae=rows precision=fp8 attention=fp8 graphs=yes" ;;
+    --way "schedule=batch vae=rows precision=fp8 attention=fp8 graphs=yes" \
+    --way "schedule=batch vae=rows precision=fp8 attention=fp8 context=reuse graphs=yes" ;;
 14b)
   throughput 14b 600 --preset lingbot-world-v2-14b --slots 1 --chunks 10 --frames 81 --way "schedule=turns vae=rows" \
     --way "schedule=turns vae=rows precision=fp8" --way "schedule=turns vae=rows precision=fp8 attention=fp8" \

@@ -7,7 +7,6 @@ Kernels differ from one another by rounding alone.
 import contextlib
 import functools
 import importlib
-import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -130,28 +129,30 @@ def _ratio(one: int, other: int) -> float:
 
 
 def _timed(q: Tensor, k: Tensor, v: Tensor) -> dict[str, float]:
-    """Milliseconds by backend on these tensors; a backend that fails on them is left out."""
-    found = {}
-    for name, kernel in _KERNELS.items():
-        if _missing(name) or _refusal(name, True, q.dtype, q.shape[-1]):
-            continue
-        # What a library says of a shape that it does not take, or a compiler, may be anything; it is out of the choice.
-        with contextlib.suppress(Exception):
-            found[name] = _milliseconds(functools.partial(kernel, q, k, v))
+    """Milliseconds by backend on these tensors, the least of a few runs; a backend that fails on them is left out.
+
+    They run in turns, so that a clock that rises or another program on the GPU is no one's advantage.
+    """
+    usable = [name for name in _KERNELS if not (_missing(name) or _refusal(name, True, q.dtype, q.shape[-1]))]
+    marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in usable}
+    for _ in range(WARM + TIMED):
+        for name in list(marks):
+            # What a library says of a shape that it does not take, or a compiler, may be anything: it is left out.
+            try:
+                marks[name].append(_marked(functools.partial(_KERNELS[name], q, k, v)))
+            except Exception:
+                del marks[name]
+    torch.cuda.synchronize()
+    found = {name: min(begun.elapsed_time(ended) for begun, ended in runs[WARM:]) for name, runs in marks.items()}
     return found or {"sdpa": 0.0}
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    """The median of a few runs after a warm-up."""
-    marks = []
-    for _ in range(WARM + TIMED):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        run()
-        ended.record()
-        marks.append((begun, ended))
-    torch.cuda.synchronize()
-    return statistics.median(begun.elapsed_time(ended) for begun, ended in marks[WARM:])
+def _marked(run: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    run()
+    ended.record()
+    return begun, ended
 
 
 def _absent(backend: str) -> str | None:

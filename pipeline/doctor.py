@@ -1,6 +1,6 @@
 """What is there, what is missing and what fits: from headers and sizes alone, on any machine.
 
-Nothing is loaded and nothing is fetched; a GPU is asked for its size, not used.
+Nothing is loaded and nothing is fetched; a GPU is asked for its size, and tried with one small attention in FP8.
 """
 
 import os

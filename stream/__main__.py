@@ -631,9 +631,10 @@ def _doctor(options: argparse.Namespace) -> int:
     from pipeline.doctor import examine
     from stream.codec import missing_encoders
 
-    precisions = (options.precision or "bf16", options.vae_precision or "exact")
+    chosen = {name: getattr(options, name) for name in ("precision", "vae_precision", "cache", "attention")}
     places = (options.weights, options.parts, options.lora)
-    report = examine(options.preset, *places, missing_encoders(), *precisions)
+    named = {name: value for name, value in chosen.items() if value is not None}
+    report = examine(options.preset, *places, missing_encoders(), **named)
     print(report)
     return 0 if report.fine else 1
 

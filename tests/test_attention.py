@@ -87,6 +87,41 @@ def test_a_forced_backend_is_taken_whatever_would_be_quicker(monkeypatch):
     assert not asked
 
 
+def test_one_disturbed_run_decides_nothing_and_a_backend_that_fails_is_left_out(monkeypatch):
+    clock = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = 0.0
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    runs = []
+
+    def kernel(name, milliseconds):
+        def run(q, k, v):
+            runs.append(name)
+            clock[0] += 50.0 if len(runs) in (8, 9, 10, 11) else milliseconds
+
+        return run
+
+    def fail(q, k, v):
+        raise RuntimeError("no such shape")
+
+    kernels = {"flash4": kernel("flash4", 1.0), "cudnn": kernel("cudnn", 2.0), "efficient": fail}
+    monkeypatch.setattr(module, "_KERNELS", kernels)
+    monkeypatch.setattr(module, "_missing", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    q = OnGPU(100)
+    assert module._timed(q, q, q) == {"flash4": 1.0, "cudnn": 2.0}
+    assert runs[:4] == ["flash4", "cudnn"] * 2
+
+
 def test_on_a_cpu_nothing_is_timed_and_the_bits_stay_as_they_are():
     choice, (q, k, v) = Choice(), tensors()
     with choice.learning():

@@ -1,3 +1,4 @@
+import re
 import shutil
 from functools import partial
 
@@ -188,3 +189,12 @@ def test_the_exit_code_says_whether_all_is_fine(capsys, tmp_path):
 
 def test_the_encoders_of_this_build_are_asked_for_by_name():
     assert missing_encoders().keys() == {"VP8", "H264"}
+
+
+@pytest.mark.parametrize("option", [["--cache", "fp8"], ["--attention", "fp8"], ["--precision", "fp8"]])
+def test_the_command_says_what_fits_with_its_options(capsys, option):
+    told = []
+    for options in ([], option):
+        main(["doctor", "--preset", "wan2.1-1.3b-longlive", *options])
+        told.append(re.search(r"2 slots +([\d.]+) GB", capsys.readouterr().out)[1])
+    assert float(told[1]) < float(told[0])
