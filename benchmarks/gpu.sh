@@ -66,7 +66,7 @@ tests)
   run interpreted 90 "$PY" -m pytest -q -p no:cacheprovider -m "not gpu" -k kernel tests/test_conv.py tests/test_packed.py \
     tests/test_vae_rows.py tests/test_fp8.py tests/test_fp8_attention.py tests/test_rows.py
   tail -4 "$OUT/interpreted.txt"
-  run graphs 200 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
+  run graphs 400 "$PY" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k "graphs or (True and longlive)"
   tail -8 "$OUT/graphs.txt" ;;
 key) # two short lengths of a chunk, and the preset's own all in FP8; each engine takes one or two minutes to get warm
   for latents in 1 2; do

@@ -1,5 +1,6 @@
 """Rows of numbers in float8_e4m3fn (largest value 448), a float32 scale for each row."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ def quantize_gelu(x: Tensor) -> Quantized:
     return _QUANTIZE_GELU(x)
 
 
+@functools.cache  # asked before each kernel
 def fp8_missing(device: torch.device) -> str | None:
     """Why `device` has no FP8 matrix units that torch can use, or None."""
     if device.type != "cuda":

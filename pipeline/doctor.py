@@ -83,7 +83,7 @@ def examine(
 
     Raises ValueError for a name that does not exist, for parts without weights and for a precision that cannot be.
     """
-    check_names(cache, attention)
+    check_names(attention, cache)
     if weights is None and (parts or lora):
         raise ValueError("--parts and --lora go with --weights")
     found = None if preset is None else at_precision(find_preset(preset), precision)

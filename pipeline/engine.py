@@ -101,17 +101,10 @@ class Engine:
         self.preset = preset
         self.world: World | None = None
         self._model, self._vae, self._text, self._recognise = parts
-        if fuse or (fuse is None and self._device.type == "cuda"):
-            self._model.fuse()
-        self._run = Passes(self._model) if graphs else self._model
+        self._prepare_model(attention, fuse, graphs)
         self._schedule, self._reuse = schedule, context_pass == "reuse"
         self._cores = Shares(slots)
         self._image = image
-        self.attention_in_fp8 = attention == FP8_ATTENTION
-        self.attention = self._model.backend = Choice("auto" if self.attention_in_fp8 else attention)
-        # The timesteps are a preset's own and few: their embeddings are made once.
-        with torch.inference_mode():
-            self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in (*preset.steps, CONTEXT)]
         stored = stored_as(cache, attention, self._model.dtype)
         self._cache = self._make_cache(slots, preset.window or context, stored)
         self._slots = Slots(slots, self._cache.reset)
@@ -122,6 +115,17 @@ class Engine:
         self._pace = None if (prompt_change or preset.prompt_change) == "rebuild" else 0
         self._decode_stream = _decode_stream(self._device, overlap)
         self._denoised: torch.cuda.Event | None = None
+
+    def _prepare_model(self, attention: str, fuse: bool | None, graphs: bool) -> None:
+        self.attention_in_fp8 = attention == FP8_ATTENTION
+        self.attention = self._model.backend = Choice("auto" if self.attention_in_fp8 else attention)
+        if fuse or (fuse is None and self._device.type == "cuda"):
+            self._model.fuse()
+        self._run = Passes(self._model) if graphs else self._model
+        # The timesteps are a preset's own and few: their embeddings are made once.
+        steps = (*self.preset.steps, CONTEXT)
+        with torch.inference_mode():
+            self._time = [self._model.embed_time(self._tensor([step.timestep])) for step in steps]
 
     def _make_cache(self, slots: int, window_frames: int, stored: Stored) -> KVCache:
         config = self.preset.transformer

@@ -25,13 +25,14 @@ def stored_as(cache: str, attention: str, dtype: torch.dtype) -> Stored:
 
     Raises ValueError for names that do not exist.
     """
-    check_names(cache, attention)
+    check_names(attention, cache)
     if attention == FP8_ATTENTION:
         return Stored(FP8)
     return Stored(FP8, packed=True) if cache == "fp8" else Stored(dtype)
 
 
-def check_names(cache: str, attention: str) -> None:
+def check_names(attention: str, cache: str = "plain") -> None:
+    """Raises ValueError for one that does not exist."""
     if cache not in CACHES:
         raise ValueError(f"no cache {cache!r}; it is {' or '.join(CACHES)}")
     if attention not in ATTENTIONS:
@@ -40,7 +41,7 @@ def check_names(cache: str, attention: str) -> None:
 
 def check_attention(attention: str, device: torch.device) -> None:
     """Raises ValueError, with the reason, where it does not exist or cannot run on `device`."""
-    check_names(CACHES[0], attention)
+    check_names(attention)
     if attention != FP8_ATTENTION:
         Choice(attention)
     elif reason := fp8_attention_missing(device):

@@ -22,7 +22,8 @@ _TABLES: dict[str, list[tuple[str, str, str, str]]] = {
         ("head of a request", "doors.HEAD_SECONDS", "s", "the connection is closed"),
         ("body of a small request", "doors.BODY_SECONDS", "s", "408"),
         ("body of a session file, or a picture", "doors.UPLOAD_SECONDS", "s", "408"),
-        ("least that must come of a body, once 10 s have passed", "body.PACE", "bytes a second", "408"),
+        ("least that must come of a body", "body.PACE", "bytes a second", "408"),
+        ("time before so much must come", "body.SLACK_SECONDS", "s", "408"),
         ("silence of a kept HTTP connection", "serve.KEEP_ALIVE_SECONDS", "s", "the connection is closed"),
         ("answer to a ping of /ws", "serve.PONG_SECONDS", "s", "the connection is closed"),
         (

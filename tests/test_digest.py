@@ -43,6 +43,12 @@ def test_device_time_is_sorted_by_kernel_and_by_the_range_that_launched_it():
     assert facts["device"] == "gpu" and facts["launches"] == 3
 
 
+@pytest.mark.parametrize("name", ["_norm", "_turned_heads", "_quantize", "_cast", "_pack", "_unpack"])
+def test_kernels_of_our_own_between_the_products_are_counted_as_what_they_do(name):
+    trace = {"traceEvents": [event("chunkcast.begin", "user_annotation", 0, 100), event(name, "kernel", 10, 50, 7)]}
+    assert digest(trace, steps=1)["buckets"] == {"norms and modulation": 0.05}
+
+
 def test_idle_is_the_time_in_which_no_stream_works():
     assert digest(gpu_trace(), steps=1)["idle_share"] == round(25 / 150, 4)
     overlapping = gpu_trace()

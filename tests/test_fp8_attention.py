@@ -148,7 +148,7 @@ class FakeGraph:
 
     def execute(self, tensors, workspace, handle):
         q, k, v, rows, count = (tensors[self.given[name]] for name in ("q", "k", "v", "seq_len_q", "seq_len_kv"))
-        scales = {name: float(tensors[each]) for name, each in self.given.items() if "scale" in name and name[0] != "a"}
+        scales = {name: float(tensors[self.given[name]]) for name in module._SCALES}
         assert scales.pop("scale_s") == 1 / scales.pop("descale_s") == module.PROBABILITY_SCALE
         assert set(scales.values()) == {1.0} and int(rows) == len(q) and self.steps == BUILT
         assert self.given["use_padding_mask"] and self.given["attn_scale"] == 1 / math.sqrt(q.shape[-1])
